@@ -1,0 +1,81 @@
+"""LoRA through PEFT: attaching, what is trainable, saving in plain PEFT format.
+
+LoRA: W + (alpha / r) * B A, with A [R, in] random and B [out, R] zero, so a fresh adapter changes nothing (Hu et al. 2021, arXiv 2106.09685).
+rsLoRA divides by sqrt(r) instead (arXiv 2312.03732); DoRA trains a magnitude per column beside it (arXiv 2402.09353).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from stylora.errors import UserError, did_you_mean
+
+from .settings import Adapter
+
+
+def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int, name: str = "default", where: str = "adapter") -> PeftModel:
+    """Put a fresh, trainable adapter into the model; its matrices are fp32 and drawn from `seed`.
+
+    Raises UserError when `targets` names modules the base does not have.
+    """
+    linear = {path.rsplit(".", 1)[-1] for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    if adapter.targets != "all-linear":
+        for target in adapter.targets:
+            if not any(path == target or path.endswith("." + target) for path, _ in model.named_modules()):
+                raise UserError(
+                    f"{where}.targets", got=repr(target), expected="modules of this base", do=did_you_mean(target, linear)
+                )
+    config = LoraConfig(
+        r=adapter.r, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=adapter.targets,
+        use_rslora=adapter.rslora, use_dora=adapter.dora, task_type="CAUSAL_LM",
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    return get_peft_model(model, config, adapter_name=name)
+
+
+def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
+    """A saved PEFT adapter on its base. Raises UserError when the folder holds none or it does not fit the base."""
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(str(folder), got="no adapter_config.json", expected="a PEFT adapter folder", do="name a run or its adapter/ folder")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # PEFT only warns when keys are missing; half an adapter is none
+        try:
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        except (ValueError, RuntimeError, UserWarning) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                str(folder), got=f"an adapter that does not fit this base ({reason})", expected="the base it was trained on",
+                do="give the base named in its adapter_config.json",
+            ) from error  # fmt: skip
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all) parameters."""
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
+
+
+def save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
+    """Write `adapter_model.safetensors` and a sorted `adapter_config.json` that names the base as the user did.
+
+    PEFT writes its config from sets, so two processes would write different bytes for one adapter.
+    """
+    model.save_pretrained(str(folder))
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; ours is the run's own
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_name
+    for key in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(config.get(key), list):
+            config[key] = sorted(config[key])
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,87 @@
+"""The base: a pretrained causal language model with its tokenizer, from the package, a folder or the hub.
+
+`tiny` is the bundled one (model/tiny/README.md is its card). Knows no adapters and no data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from stylora.errors import UserError
+
+from .device import Device
+from .tokenizer_file import TINY, base_path, hash_file, tokenizer_file
+
+__all__ = ["TINY", "Base", "base_path", "decoder_of", "fingerprint", "hash_file", "load_base", "tokenizer_file"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """model: in eval mode, frozen, on its device; tokenizer: with a pad token; name: as the user wrote it; path: what was opened"""
+
+    name: str
+    path: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def context(self) -> int:
+        """The longest row the base was made for, in tokens."""
+        return int(self.model.config.get_text_config().max_position_embeddings)
+
+
+def load_base(
+    name: str, device: Device, *, attention: str | None = None, trust_remote_code: bool = False, where: str = "base"
+) -> Base:
+    """Open a base for training or decoding.
+
+    attention: "sdpa", "eager" or "flex_attention"; None lets transformers choose (sdpa where the model has it)
+    where: the recipe key or flag named in messages
+    Raises UserError when there is no such model, or it is not a causal language model.
+    """
+    path = base_path(name)
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+        transformers_logging.disable_progress_bar()
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=device.dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:  # what transformers raises for a missing or foreign model
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            where, got=repr(name), expected="`tiny`, a folder with a causal language model, or a hub id that can be reached",
+            do=f"check the name and the connection (transformers says: {reason})",
+        ) from error  # fmt: skip
+    model.requires_grad_(False)
+    model.eval()
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return Base(name=name, path=path, model=model.to(device.device), tokenizer=tokenizer)
+
+
+def fingerprint(base: Base) -> str:
+    """Hex hash of the base's architecture and of a sample of its weights: tells one checkpoint from another in milliseconds.
+
+    Not a checksum of every byte: of each parameter its name, shape and first 64 values.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    config = base.model.config.to_diff_dict()
+    kept = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version", "dtype")}
+    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
+    for name, parameter in sorted(base.model.named_parameters()):
+        head = parameter.detach().flatten()[:64].to("cpu", torch.float32)
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + head.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a causal language model that turns tokens into hidden states: everything but the head."""
+    return model.get_decoder()

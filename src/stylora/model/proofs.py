@@ -1,0 +1,127 @@
+"""Proofs at start, a few seconds on the real base: what the rest of the program relies on is shown, not assumed.
+
+    adapters off = base                 the reference of KL and of every before/after figure
+    fast head = the model's logits      else the head goes through the model's own forward
+    two documents in one row = apart    else every row holds one chain
+    a two-branch tree = its paths       likewise
+
+A leak is found exactly: the logits of document B may not change by one bit when document A before it changes. Positions and masks are
+then compared with separate runs within the tolerance of the dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from stylora.errors import UserError
+from stylora.forest import Sample, build_trie, chain, edges, join, whole_row
+
+from .base import decoder_of
+from .forest_model import ForestModel, to_tensors
+from .head import logits_by_model
+
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
+"""Largest difference allowed, in standard deviations of the logits. A wrong mask or position differs by one or more."""
+
+
+@dataclass(kw_only=True)
+class Proofs:
+    """head: "module" or "model"; packs: rows may hold several documents or trees; lines: what was proved, for the start-up print"""
+
+    head: str = "module"
+    packs: bool = True
+    lines: list[str] = field(default_factory=list)
+
+
+@torch.no_grad()
+def prove_base(model: PreTrainedModel, *, words: int, length: int = 24) -> Proofs:
+    """Prove the head and packing on a base (no adapters in it yet, or only fresh ones).
+
+    words: real tokens of the tokenizer. Raises UserError where not even the model's own forward gives its logits from hidden states.
+    """
+    was_training = model.training
+    model.eval()
+    proofs = Proofs()
+    ids = _tokens(words, 4, length)
+    device = model.device
+    head = model.get_output_embeddings()
+    row = torch.from_numpy(ids[:1].astype(np.int64)).to(device)
+    whole = model(input_ids=row, use_cache=False).logits[0]
+    hidden = decoder_of(model)(input_ids=row, use_cache=False).last_hidden_state[0]
+    if _close(head(hidden), whole):
+        proofs.lines.append("the head module gives the model's logits: fast path")
+    elif _close(logits_by_model(model)(hidden), whole):
+        proofs.head = "model"
+        proofs.lines.append("the model changes its logits after the head: its own forward is used")
+    else:
+        raise UserError(
+            "base", got=type(model).__name__, expected="a decoder whose last hidden state gives the logits", do="use another base"
+        )
+    forest_model = ForestModel(model, words=words, head=proofs.head)
+    reason = _refusal(forest_model, ids)
+    proofs.packs = reason is None
+    proofs.lines.append("documents packed in one row and branches of a tree do not see each other" if proofs.packs else f"one chain per row: {reason}")
+    model.train(was_training)
+    return proofs
+
+
+def _refusal(model: ForestModel, ids: np.ndarray) -> str | None:
+    """Why rows of several documents or trees are not exact on this model; None when they are."""
+    a, b, c, d = (_sample(row) for row in ids)
+    half = len(a) // 2
+    try:
+        first, second = _logits(model, join([a, c])), _logits(model, join([b, c]))
+        shared = np.concatenate([ids[0][:half], ids[1][half:]])
+        tree = _logits(model, build_trie([a, _sample(shared)]))
+        other = _logits(model, build_trie([_sample(np.concatenate([ids[0][:half], ids[3][half:]])), _sample(shared)]))
+    except (TypeError, ValueError, RuntimeError, KeyError, AttributeError) as error:  # a decoder that takes no ready mask
+        return f"this model takes no ready mask ({str(error).splitlines()[0][:80]})"
+    n = len(a)
+    if not torch.equal(first[n:], second[n:]) or not torch.equal(tree[n:], other[n:]):
+        return "this model's layers leak across documents in a row"
+    alone_c, alone_a, alone_shared = _logits(model, c), _logits(model, a), _logits(model, _sample(shared))
+    pairs = [(first[n:], alone_c), (first[:n], alone_a), (tree[:n], alone_a), (tree[n:], alone_shared[half:])]
+    if not all(_close(together, apart) for together, apart in pairs):
+        return "a document in a packed row differs from the same document alone"
+    return None
+
+
+def prove_adapters_off(model: PeftModel, before: Tensor, ids: Tensor) -> str:
+    """With every adapter off the model is the base, bit for bit. before: logits of `ids` taken before adapters came."""
+    with torch.no_grad(), model.disable_adapter():
+        after = model(input_ids=ids, use_cache=False).logits
+    assert torch.equal(before, after), "adapters off is not the base"
+    return "adapters off = base, bit for bit"
+
+
+def probe(model: PreTrainedModel, words: int) -> tuple[Tensor, Tensor]:
+    """(ids [1, T], logits [1, T, V]) of the bare base, to be held against the adapted model later."""
+    ids = torch.from_numpy(_tokens(words, 1, 24).astype(np.int64)).to(model.device)
+    with torch.no_grad():
+        return ids, model(input_ids=ids, use_cache=False).logits
+
+
+def _tokens(words: int, rows: int, length: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, words, size=(rows, length), dtype=np.int32)
+
+
+def _sample(ids: Sequence[int] | np.ndarray) -> Sample:
+    return Sample(forest=chain(ids), edges=edges([], []))
+
+
+def _logits(model: ForestModel, sample: Sample) -> Tensor:
+    """[T, V] of every token of a forest of one row. A chain goes the plain causal way, anything else under its mask."""
+    batch = to_tensors(whole_row(sample.forest), model.model.device)
+    return model.logits(model.hidden(batch)[0])
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    scale = theirs.float().std().clamp_min(1e-6)
+    return bool(((ours.float() - theirs.float()).abs().max() / scale) <= TOLERANCE[theirs.dtype])

@@ -1,0 +1,32 @@
+"""The recipe's `adapter` section. Imports no torch, knows no model: adapter.py carries it out."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, field_validator
+
+
+class Adapter(BaseModel, frozen=True, extra="forbid"):
+    """One LoRA adapter.
+
+    r: rank, columns of A and B; more can learn more and costs more memory. 16 is the seed's choice for style
+    alpha: scale, the update is multiplied by alpha / r; twice the rank is customary
+    dropout: share of the adapter's inputs zeroed in training; 0 makes runs independent of how samples are batched
+    targets: `all-linear` (every linear layer but the head) or names of modules as PEFT matches them, e.g. [q_proj, v_proj]
+    rslora: scale by alpha / sqrt(r), which keeps large ranks learning
+    dora: weight-decomposed LoRA; better at small ranks, slower
+    """
+
+    r: int = Field(default=16, ge=1)
+    alpha: float = Field(default=32, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+    rslora: bool = False
+    dora: bool = False
+
+    @field_validator("targets", mode="before")
+    @classmethod
+    def one_name(cls, value: object) -> object:
+        """A single module name stands for a list of one."""
+        return [value] if isinstance(value, str) and value != "all-linear" else value

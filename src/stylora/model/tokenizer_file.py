@@ -1,0 +1,56 @@
+"""Where a base lies, its `tokenizer.json` and its context: all that reading text needs of a base. Imports no torch and no transformers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from stylora.errors import UserError
+
+TINY = Path(__file__).with_name("tiny")
+
+
+def base_path(name: str) -> str:
+    """The folder of `tiny`, an existing folder as it is, anything else as a hub id."""
+    return str(TINY) if name == "tiny" else name
+
+
+def tokenizer_file(name: str, where: str = "base") -> Path:
+    """Path of the base's `tokenizer.json`; fetched from the hub if need be. Raises UserError where there is none."""
+    return base_file(name, "tokenizer.json", expected="a fast tokenizer", do="save the tokenizer there", where=where)
+
+
+def context_length(name: str, where: str = "base") -> int | None:
+    """The longest row the base was made for, in tokens, by its `config.json`; None where that leaves it to the model's code."""
+    path = base_file(name, "config.json", expected="a causal language model", do="name its folder", where=where)
+    config = json.loads(path.read_text(encoding="utf-8"))
+    text = config.get("text_config", config)
+    return text.get("max_position_embeddings", text.get("n_positions"))
+
+
+def base_file(name: str, file: str, *, expected: str, do: str, where: str) -> Path:
+    """A file of a base: in its folder, or fetched from the hub. Raises UserError naming `where`; expected, do: for a folder without it."""
+    folder = Path(base_path(name))
+    if folder.is_dir():
+        if (folder / file).is_file():
+            return folder / file
+        raise UserError(where, got=f"no {file} in {folder}", expected=expected, do=do)
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            where, got=repr(name), expected="`tiny`, a folder, or a hub id that can be reached", do="check the name and the connection"
+        ) from error
+
+
+def hash_file(path: Path) -> str:
+    """Hex BLAKE2b-128 of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
