@@ -1,0 +1,110 @@
+"""The `data` section of a recipe for text: which files, what is held out, how styles and general text are mixed, how it is cut.
+
+Says what is wanted; reading, splitting, mixing and cutting are `store.py`, `windows.py` and `text.py`. Knows no tokenizer and no base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+import pydantic
+from pydantic import Field
+
+from stylora.corpus.clean import Cleaning
+from stylora.errors import UserError
+
+Paths = str | tuple[str, ...]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Style(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """One of several styles in a mix.
+
+    train: files or folders of this style
+    weight: how many times its tokens appear in an epoch: 0.5 is a fresh seeded half each epoch, 2 is everything twice
+    """
+
+    train: Paths
+    weight: float = Field(default=1.0, gt=0)
+
+
+class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
+    """Raw text to learn from.
+
+    format: `novels`: files are books, cut into chapters where they have them; `text`: rows or passages (JSONL, Parquet), each of them
+        a text of its own that no window runs across
+    train: files or folders, or a mapping of style names to `{train, weight}`
+    validation: what is held out, before any window is cut. A share (0..1) takes whole books (sources); of a single book its last
+        chapters; of a single source of rows, rows by seed. A list names books or files. 0 holds out nothing
+    general: files or folders of ordinary text that keep the base from forgetting; None for none
+    general_validation: what of the general text is held out, as in `validation`; measures forgetting
+    general_ratio: share of an epoch's training TOKENS that are general, 0 <= r < 1; 0 uses general text for validation only. Must be
+        given with `general`, and only then. The papers' and the seed's habit is 0.05 to 0.1
+    general_repeat: may a general window appear several times in an epoch when there is too little general text? Repeated text is
+        learned by heart, so only when told
+    window: longest training sample, in tokens; memory grows with it, at most the context of the base
+    overlap: tokens repeated from the end of one window at the start of the next; they are trained twice, so 0 unless wanted
+    min_window: shortest window kept by itself, in tokens, at most half a window: with little context little is learned. A shorter tail
+        shares its tokens evenly with the window before it; none is lost
+    cleaning: what is taken out of the text on its way in
+    seed: of the split, the draws and the shuffle; runs with equal seeds see equal data
+    """
+
+    format: Literal["novels", "text"] = "novels"
+    train: Paths | dict[str, Style]
+    validation: Share | tuple[str, ...] = 0.05
+    general: Paths | None = None
+    general_validation: Share | tuple[str, ...] = 0.05
+    general_ratio: float | None = None
+    general_repeat: bool = False
+    window: int = Field(default=1024, ge=8)
+    overlap: int = Field(default=0, ge=0)
+    min_window: int = Field(default=64, ge=1)
+    cleaning: Cleaning = Cleaning()
+    seed: int = Field(default=0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _agree(self) -> Data:
+        """What no single field can say. The mistakes are the user's, so they pass through pydantic as `UserError`."""
+        if not self.train:
+            raise UserError("data.train", got="nothing", expected="a file, a folder, a list of them, or a mapping of styles")
+        if self.overlap >= self.window:
+            raise UserError("data.overlap", got=f"{self.overlap} tokens", expected=f"less than data.window, {self.window} tokens")
+        if self.min_window > self.window // 2:
+            half = f"at most half of data.window, {self.window // 2} tokens"
+            raise UserError("data.min_window", got=f"{self.min_window} tokens", expected=half)
+        check_ratio("data.general_ratio", self.general_ratio)
+        if self.general is not None and self.general_ratio is None:
+            raise UserError(
+                "data.general_ratio", got="nothing, while data.general is given", expected="a share of tokens, such as 0.1",
+                do="set it; 0 uses the general text for validation only",
+            )  # fmt: skip
+        if self.general is None and self.general_ratio:
+            raise UserError(
+                "data.general", got=f"nothing, while data.general_ratio is {self.general_ratio}", expected="general text",
+                do="name a file or folder of ordinary text, or remove data.general_ratio",
+            )  # fmt: skip
+        return self
+
+    def styles(self) -> Iterator[tuple[str, list[str], float]]:
+        """`(name, paths, weight)` of every style; a single unnamed one is called `style`."""
+        if isinstance(self.train, dict):
+            for name, style in self.train.items():
+                yield name, as_list(style.train), style.weight
+        else:
+            yield "style", as_list(self.train), 1.0
+
+
+def as_list(paths: Paths) -> list[str]:
+    """One path or several, as a list."""
+    return [paths] if isinstance(paths, str) else list(paths)
+
+
+def check_ratio(where: str, ratio: float | None) -> None:
+    """Refuse a share of general text that leaves no room for the style. Raises UserError."""
+    if ratio is not None and not 0 <= ratio < 1:
+        raise UserError(
+            where, got=f"{ratio}", expected="a share of at least 0 and below 1: at 1 there would be no style left to learn",
+            do="try 0.1",
+        )  # fmt: skip
