@@ -165,7 +165,7 @@ def visible(forest: Forest) -> np.ndarray:
 def parents(forest: Forest) -> np.ndarray:
     """int32 [T]: the index of each token's parent, -1 at roots: the last token before it that is one step shallower."""
     result = np.full(len(forest), -1, np.int32)
-    last_at = {}
+    last_at: dict[int, int] = {}
     for index, depth in enumerate(forest.time.tolist()):
         if depth:
             result[index] = last_at[depth - 1]

@@ -1,8 +1,8 @@
 """Samples of one optimizer step -> micro-batches that fit a token budget, without changing the result.
 
 A micro-batch is R rows of one padded length. A row that is one chain needs no mask: chains of similar length stack as plain
-causal rows, padded on the right, where causality already hides the padding. Only trees and mixed rows carry a mask (eight 1 024-token chains in one dense
-8 192-token row cost 11.7 times the attention of eight causal rows).
+causal rows, padded on the right, where causality already hides the padding. Only trees and mixed rows carry a mask (eight
+1 024-token chains in one dense 8 192-token row cost 11.7 times the attention of eight causal rows).
 
     stacked                      packed (row_tokens given)
     a b c d e                    a b c d e | x y z       end 5 5 5 5 5 8 8 8

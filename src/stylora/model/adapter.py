@@ -1,7 +1,7 @@
 """LoRA through PEFT: attaching, what is trainable, saving in plain PEFT format.
 
-LoRA: W + (alpha / r) * B A, with A [R, in] random and B [out, R] zero, so a fresh adapter changes nothing (Hu et al. 2021, arXiv 2106.09685).
-rsLoRA divides by sqrt(r) instead (arXiv 2312.03732); DoRA trains a magnitude per column beside it (arXiv 2402.09353).
+LoRA: W + (alpha / r) * B A, with A [R, in] random and B [out, R] zero, so a fresh adapter changes nothing (Hu et al. 2021,
+arXiv 2106.09685). rsLoRA divides by sqrt(r) instead (arXiv 2312.03732); DoRA trains a magnitude per column beside it (arXiv 2402.09353).
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from stylora.errors import UserError, did_you_mean
 
@@ -26,15 +28,17 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int, name: str = "
 
     Raises UserError when `targets` names modules the base does not have.
     """
-    linear = {path.rsplit(".", 1)[-1] for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)]
     if adapter.targets != "all-linear":
         for target in adapter.targets:
-            if not any(path == target or path.endswith("." + target) for path, _ in model.named_modules()):
+            if not any(path == target or path.endswith("." + target) for path in paths):
                 raise UserError(
-                    f"{where}.targets", got=repr(target), expected="modules of this base", do=did_you_mean(target, linear)
-                )
+                    f"{where}.targets", got=repr(target), expected="linear or embedding modules of this base",
+                    do=did_you_mean(target, {path.rsplit(".", 1)[-1] for path in paths}),
+                )  # fmt: skip
     config = LoraConfig(
-        r=adapter.r, lora_alpha=adapter.alpha, lora_dropout=adapter.dropout, target_modules=adapter.targets,
+        r=adapter.r, lora_alpha=adapter.alpha,  # type: ignore[arg-type]  # PEFT says int and computes with floats too
+        lora_dropout=adapter.dropout, target_modules=adapter.targets,
         use_rslora=adapter.rslora, use_dora=adapter.dora, task_type="CAUSAL_LM",
     )  # fmt: skip
     torch.manual_seed(seed)
@@ -42,19 +46,31 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int, name: str = "
 
 
 def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """A saved PEFT adapter on its base. Raises UserError when the folder holds none or it does not fit the base."""
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(str(folder), got="no adapter_config.json", expected="a PEFT adapter folder", do="name a run or its adapter/ folder")
+    """A saved PEFT adapter on its base. Raises UserError when the folder holds none or it does not fit the base.
+
+    Half an adapter is none: PEFT only warns when the base has modules the file says nothing of, and is silent the other way round.
+    """
+    for wanted in (["adapter_config.json"], ["adapter_model.safetensors", "adapter_model.bin"]):
+        if not any((folder / file).is_file() for file in wanted):  # PEFT would ask the hub for them
+            raise UserError(str(folder), got=f"no {wanted[0]}", expected="a PEFT adapter folder", do="name a run or its adapter/ folder")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # PEFT only warns when keys are missing; half an adapter is none
+        warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
         try:
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-        except (ValueError, RuntimeError, UserWarning) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                str(folder), got=f"an adapter that does not fit this base ({reason})", expected="the base it was trained on",
-                do="give the base named in its adapter_config.json",
-            ) from error  # fmt: skip
+            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            saved = {key for key in load_peft_weights(str(folder), device="cpu") if "lora_" in key}
+            homeless = saved - {*get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+        except (ValueError, RuntimeError, KeyError, UserWarning, SafetensorError) as error:
+            raise _unfit(folder, " ".join(" ".join(str(error).splitlines()[:2]).split())) from error
+    if homeless:
+        raise _unfit(folder, f"{len(homeless)} of its weights find no module, {min(homeless)}")
+    return adapted
+
+
+def _unfit(folder: Path, reason: str) -> UserError:
+    return UserError(
+        str(folder), got=f"an adapter that does not fit this base ({reason})", expected="the base it was trained on",
+        do="give the base named in its adapter_config.json",
+    )  # fmt: skip
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
@@ -66,9 +82,10 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 def save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
     """Write `adapter_model.safetensors` and a sorted `adapter_config.json` that names the base as the user did.
 
-    PEFT writes its config from sets, so two processes would write different bytes for one adapter.
+    PEFT writes its config from sets, so two processes would write different bytes for one adapter. Left to itself it also asks
+    the hub whether the vocabulary grew, and puts a whole embedding into the file when LoRA adapts it.
     """
-    model.save_pretrained(str(folder))
+    model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; ours is the run's own
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

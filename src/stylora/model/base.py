@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -44,22 +46,33 @@ def load_base(
 
     attention: "sdpa", "eager" or "flex_attention"; None lets transformers choose (sdpa where the model has it)
     where: the recipe key or flag named in messages
-    Raises UserError when there is no such model, or it is not a causal language model.
+    Raises UserError when there is no such model, it is not a causal language model, or it is damaged or incomplete.
     """
     path = base_path(name)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         transformers_logging.disable_progress_bar()
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=device.dtype, attn_implementation=attention, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:  # what transformers raises for a missing or foreign model
+        opened = AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=device.dtype, attn_implementation=attention, trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        # what transformers and safetensors raise for a missing, foreign or damaged model
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             where, got=repr(name), expected="`tiny`, a folder with a causal language model, or a hub id that can be reached",
             do=f"check the name and the connection (transformers says: {reason})",
         ) from error  # fmt: skip
+    model, loading = cast("tuple[Any, dict]", opened)
+    if loading["missing_keys"]:  # transformers fills them with noise and goes on
+        missing = sorted(loading["missing_keys"])
+        raise UserError(
+            where, got=f"{name!r} without {len(missing)} of its weights ({missing[0]}, ...)", expected="a complete causal language model",
+            do="fetch or save it again",
+        )  # fmt: skip
+    if not tokenizer.encode("a", add_special_tokens=False):  # and for a folder without tokenizer files it makes up an empty one
+        raise UserError(where, got=f"{name!r} with no words in its tokenizer", expected="a tokenizer", do="save the tokenizer there")
     model.requires_grad_(False)
     model.eval()
     if tokenizer.pad_token_id is None:

@@ -1,6 +1,7 @@
 """The module that training wraps: micro-batches of a forest in, one weighted loss out.
 
-The loss is computed inside `forward`, so that a wrapper (DDP, FSDP) sees the whole computation. Knows models and forests, no data, no recipes.
+The loss is computed inside `forward`, so that a wrapper (DDP, FSDP) sees the whole computation. Knows models and forests, no data,
+no recipes.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class ForestModel(nn.Module):
     head: "module" where the head module was proved to give the model's logits, else "model" (the model's own forward after its decoder)
     """
 
+    mask_vector: Tensor
+
     def __init__(self, model: PreTrainedModel, *, words: int, head: str = "module") -> None:
         super().__init__()
         assert head in ("module", "model"), head
@@ -80,7 +83,7 @@ class ForestModel(nn.Module):
         masked = batch.ids == MASK
         if masked.any():
             embedded = self.model.get_input_embeddings()(batch.ids.clamp_min(0))
-            inputs = {"inputs_embeds": torch.where(masked[..., None], self.mask_vector.to(embedded.dtype), embedded)}
+            inputs: dict[str, object] = {"inputs_embeds": torch.where(masked[..., None], self.mask_vector.to(embedded.dtype), embedded)}
         else:
             inputs = {"input_ids": batch.ids}
         if not batch.causal:  # a plain causal row needs neither a mask nor positions: its time is 0, 1, 2, ...
@@ -115,8 +118,7 @@ def mean_embedding(model: PreTrainedModel, words: int) -> Tensor:
     It stands for a masked token. It is no word of the vocabulary, is not trained and not saved: masks never occur at inference.
     """
     embed = model.get_input_embeddings()
-    device = embed.weight.device
-    total = sum(
-        embed(torch.arange(start, min(start + 8192, words), device=device)).double().sum(0) for start in range(0, words, 8192)
-    )
-    return (total / words).to(embed.weight.dtype)
+    sums = [
+        embed(torch.arange(start, min(start + 8192, words), device=model.device)).double().sum(0) for start in range(0, words, 8192)
+    ]
+    return (torch.stack(sums).sum(0) / words).to(model.dtype)

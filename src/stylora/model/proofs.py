@@ -67,7 +67,8 @@ def prove_base(model: PreTrainedModel, *, words: int, length: int = 24) -> Proof
     forest_model = ForestModel(model, words=words, head=proofs.head)
     reason = _refusal(forest_model, ids)
     proofs.packs = reason is None
-    proofs.lines.append("documents packed in one row and branches of a tree do not see each other" if proofs.packs else f"one chain per row: {reason}")
+    apart = "documents packed in one row and branches of a tree do not see each other"
+    proofs.lines.append(apart if proofs.packs else f"one chain per row: {reason}")
     model.train(was_training)
     return proofs
 

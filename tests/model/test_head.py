@@ -1,0 +1,175 @@
+"""The fused head against three lines in fp64, at Qwen's vocabulary; chunk borders; memory; the model's own logits."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from stylora.model import head as module
+from stylora.model.head import edge_loss, edge_nats, logits_by_model
+
+QWEN = 151_936
+
+
+def problem(rows: int, width: int, vocabulary: int, seed: int = 0, edges_per_row: int = 3):
+    """(head, hidden, row, target, weight): several edges from most sources, weights of any size."""
+    torch.manual_seed(seed)
+    head = nn.Linear(width, vocabulary, bias=False).requires_grad_(False)
+    row = torch.randint(0, rows, (rows * edges_per_row,)).sort().values
+    return head, torch.randn(rows, width), row, torch.randint(0, vocabulary, row.shape), torch.rand(row.shape) * 2 + 0.01
+
+
+def reference(head, hidden, row, target, weight):
+    """Three lines of fp64: loss, d loss / d hidden, d loss / d head weight."""
+    h, w = hidden.double().requires_grad_(), head.weight.detach().double().requires_grad_()
+    scores = h @ w.T
+    loss = (weight.double() * (scores.logsumexp(-1)[row] - scores[row, target])).sum()
+    return loss.item(), *torch.autograd.grad(loss, (h, w))
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert (ours.double() - theirs).norm() <= 1e-5 * theirs.norm()
+
+
+@pytest.fixture(scope="module")
+def qwen_problem():
+    assert 230 > module.CHUNK_ELEMENTS // QWEN, "two chunks"
+    given = problem(230, 32, QWEN)
+    return given, reference(*given)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_equals_fp64_at_qwens_vocabulary(trains, qwen_problem):
+    (head, hidden, row, target, weight), (expected, slope, head_slope) = qwen_problem
+    head.requires_grad_(trains)
+    head.weight.grad = None
+    hidden = hidden.clone().requires_grad_()
+    loss = edge_loss(hidden, row, target, weight, head, QWEN, trains=trains)
+    loss.backward()
+    assert loss.dtype == torch.float32 and loss.shape == ()
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert_close(hidden.grad, slope)
+    if trains:
+        assert_close(head.weight.grad, head_slope)
+    else:
+        assert head.weight.grad is None
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("rows_at_once", [1, 2, 7, 16, 17, 1000])
+def test_chunk_borders_change_nothing(rows_at_once, trains, monkeypatch):
+    head, hidden, row, target, weight = problem(16, 8, 50, seed=rows_at_once)
+    expected, slope, head_slope = reference(head, hidden, row, target, weight)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", rows_at_once * 50)
+    widest = []
+    head.register_forward_hook(lambda _m, _i, output: widest.append(output.shape[0]))
+    head.requires_grad_(trains)
+    hidden.requires_grad_()
+    loss = edge_loss(hidden, row, target, weight, head, 50, trains=trains)
+    (loss * 3).backward()  # what follows the loss scales its gradient
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert_close(hidden.grad / 3, slope)
+    if trains:
+        assert_close(head.weight.grad / 3, head_slope)
+    assert max(widest) == min(rows_at_once, 16) and sum(widest) == 16 * (1 + trains), "a trained head is run twice"
+
+
+def test_rows_without_an_edge_get_no_gradient():
+    head, hidden, *_ = problem(4, 8, 50)
+    hidden.requires_grad_()
+    row, target, weight = torch.tensor([1, 1, 3]), torch.tensor([5, 6, 7]), torch.ones(3)
+    edge_loss(hidden, row, target, weight, head, 50, trains=False).backward()
+    assert hidden.grad[[0, 2]].abs().max() == 0 and hidden.grad[[1, 3]].abs().min(1).values.max() > 0
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_no_edges_no_loss(trains):
+    head, hidden, *_ = problem(1, 8, 50)
+    empty = torch.empty(0, dtype=torch.long)
+    hidden = hidden[:0].requires_grad_()
+    loss = edge_loss(hidden, empty, empty, torch.empty(0), head, 50, trains=trains)
+    loss.backward()
+    assert loss.item() == 0.0 and hidden.grad.shape == (0, 8)
+
+
+def test_unsorted_edges_are_our_own_mistake():
+    head, hidden, _, target, weight = problem(2, 8, 50, edges_per_row=1)
+    with pytest.raises(AssertionError, match="sorted by source"):
+        edge_loss(hidden, torch.tensor([1, 0]), target, weight, head, 50, trains=False)
+
+
+def test_half_precision_hidden_states_keep_their_dtype_and_a_float32_loss():
+    head, hidden, row, target, weight = problem(16, 8, 50)
+    expected, slope, _ = reference(head, hidden, row, target, weight)
+    low = hidden.bfloat16().requires_grad_()
+    loss = edge_loss(low, row, target, weight, head.bfloat16(), 50, trains=False)
+    loss.backward()
+    assert loss.dtype == torch.float32 and low.grad.dtype == torch.bfloat16
+    assert loss.item() == pytest.approx(expected, rel=1e-2)
+    assert (low.grad.double() - slope).norm() <= 2e-2 * slope.norm()
+
+
+def test_edge_nats_are_cross_entropy():
+    torch.manual_seed(0)
+    logits, row, target = torch.randn(5, 50), torch.tensor([0, 0, 4, 2]), torch.tensor([1, 49, 0, 7])
+    assert torch.allclose(edge_nats(logits, row, target), nn.functional.cross_entropy(logits[row], target, reduction="none"))
+
+
+MEASURE = """
+import json, torch
+from pathlib import Path
+from torch.nn import functional as F
+from stylora.model.head import edge_loss
+torch.set_num_threads(1)
+rows, width, vocabulary = 1024, 64, 151_936
+head = torch.nn.Linear(width, vocabulary, bias=False).requires_grad_(False)
+target = torch.randint(0, vocabulary, (rows,))
+def peak():  # kB; ru_maxrss would start at the peak of the process that called us
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+    return int(line.split()[1])
+def run(loss, rows):
+    hidden = torch.randn(rows, width, requires_grad=True)
+    loss(hidden, target[:rows], rows).backward()
+    return peak()
+ours = lambda h, t, n: edge_loss(h, torch.arange(n), t, torch.full((n,), 1 / n), head, vocabulary, trains=False)
+plain = lambda h, t, n: F.cross_entropy(head(h).float(), t)
+run(ours, 2), run(plain, 2)  # the libraries' own buffers
+model = peak()
+print(json.dumps([run(ours, rows) - model, run(plain, rows) - model]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
+def test_peak_memory_is_under_a_quarter_of_the_plain_loss():
+    """A process of its own, ours first: the plain loss can only raise the peak further."""
+    run = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, encoding="utf-8", check=True)
+    ours, plain = json.loads(run.stdout)
+    assert plain > 1.2e6, "the plain loss holds at least two [N, V] tensors of 622 MB"
+    assert ours < plain / 4, (ours, plain)
+
+
+@pytest.mark.parametrize(("kind", "equal"), [("Granite", False), ("Gemma2", False), ("Qwen3", True), ("Gemma3Text", True)])
+def test_logits_by_model_are_the_models(kind, equal, random_model):
+    model = random_model(kind, attention="eager")
+    ids = torch.arange(3, 20)[None]
+    whole = model(input_ids=ids, use_cache=False).logits[0]
+    hidden = model.get_decoder()(input_ids=ids).last_hidden_state[0]
+    assert torch.allclose(logits_by_model(model)(hidden), whole, atol=1e-6)
+    assert torch.allclose(model.get_output_embeddings()(hidden), whole, atol=1e-6) == equal
+    assert logits_by_model(model)(hidden.detach().requires_grad_()).requires_grad
+
+
+def test_the_decoder_comes_back_also_after_an_exception(random_model):
+    model = random_model("Granite")
+    decoder, names = model.get_decoder(), [name for name, _ in model.named_modules()]
+    with pytest.raises(RuntimeError):
+        logits_by_model(model)(torch.randn(4, 31))  # one column short of the head
+    assert model.get_decoder() is decoder
+    logits_by_model(model)(torch.randn(4, 32))
+    assert model.get_decoder() is decoder
+    assert [name for name, _ in model.named_modules()] == names
