@@ -1,0 +1,91 @@
+"""The recipe's `train` section: the Hugging Face `TrainingArguments` names we support, and a step measured in samples.
+
+Names that transformers dropped (`warmup_ratio`, `evaluation_strategy`) are still understood; what they became is said at start.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+RENAMED = {"evaluation_strategy": "eval_strategy"}
+
+
+Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
+"""transformers' schedules that need no further arguments"""
+
+
+class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
+    """How long, how fast, how measured.
+
+    num_train_epochs: passes over the training tokens; may be a fraction
+    max_steps: optimizer steps instead of epochs; -1 leaves it to the epochs
+    samples_per_step: samples (windows, conversations) that make one optimizer step, whatever fits at once
+    tokens_per_microbatch: padded tokens computed at once; lower it when memory is short, the result stays the same
+    row_tokens: pack several samples into rows of up to so many tokens; None keeps one a row, which needs no attention mask
+    learning_rate: peak rate; 1e-4..5e-4 suits LoRA, the seed's 5e-5 is cautious
+    lr_scheduler_type: as in transformers
+    warmup_steps: steps of rising rate; below 1 a share of all steps
+    weight_decay, adam_beta1, adam_beta2, adam_epsilon: AdamW's own
+    max_grad_norm: gradients are scaled down to this norm; 0 leaves them
+    precision: `bf16`, `fp16` or `fp32`; None takes what the device multiplies fastest
+    gradient_checkpointing: recompute activations in the backward: less memory, a third more time
+    eval_strategy, eval_steps: measure every so many steps, every epoch, or only at the two ends (`no`); below 1 a share of all steps
+    save_strategy, save_steps, save_total_limit: checkpoints, likewise, and how many are kept
+    logging_steps: steps between lines of metrics.jsonl
+    report_to: `tensorboard` and whatever tracker of transformers is installed; `none` for neither
+    seed: of order, masks, initialisation and dropout
+    """
+
+    num_train_epochs: float = Field(default=3, gt=0)
+    max_steps: int = Field(default=-1, ge=-1)
+    samples_per_step: int = Field(default=16, ge=1)
+    tokens_per_microbatch: int = Field(default=8192, ge=1)
+    row_tokens: int | None = Field(default=None, ge=1)
+    learning_rate: float = Field(default=2e-4, gt=0)
+    lr_scheduler_type: Schedule = "cosine"
+    warmup_steps: float = Field(default=0.05, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    adam_epsilon: float = Field(default=1e-8, gt=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    precision: Literal["bf16", "fp16", "fp32"] | None = None
+    gradient_checkpointing: bool = False
+    eval_strategy: Literal["no", "steps", "epoch"] = "steps"
+    eval_steps: float = Field(default=0.25, gt=0)
+    save_strategy: Literal["no", "steps", "epoch"] = "steps"
+    save_steps: float = Field(default=0.25, gt=0)
+    save_total_limit: int | None = Field(default=2, ge=1)
+    logging_steps: int = Field(default=1, ge=1)
+    report_to: list[str] = ["tensorboard"]
+    seed: int = 42
+
+    @model_validator(mode="before")
+    @classmethod
+    def older_names(cls, values: object) -> object:
+        """`warmup_ratio: r` is `warmup_steps: r` now; `evaluation_strategy` is `eval_strategy`; `bf16: true` is `precision: bf16`."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        if "warmup_ratio" in values:
+            if "warmup_steps" in values:
+                raise ValueError("warmup_ratio and warmup_steps both given; keep one")
+            values["warmup_steps"] = values.pop("warmup_ratio")
+        for old, new in RENAMED.items():
+            if old in values:
+                if new in values:
+                    raise ValueError(f"{old} and {new} both given; keep {new}")
+                values[new] = values.pop(old)
+        for name in ("eval_strategy", "save_strategy"):
+            if values.get(name) is False:  # YAML 1.1 reads a bare `no` as false
+                values[name] = "no"
+        asked = [name for name in ("bf16", "fp16") if name in values and values.pop(name)]
+        if asked:
+            if len(asked) > 1 or "precision" in values:
+                raise ValueError("bf16, fp16 and precision are one choice; keep one")
+            values["precision"] = asked[0]
+        if isinstance(values.get("report_to"), str):
+            values["report_to"] = [] if values["report_to"] == "none" else [values["report_to"]]
+        return values

@@ -1,0 +1,100 @@
+"""Held-out loss against a plain transformers loop; its standard error against a bootstrap; figures per character."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from stylora.evaluate.held_out import HeldOut, measure, precision_context, ratio_error
+from stylora.model.forest_model import ForestModel
+
+WINDOWS = [np.random.default_rng(n).integers(3, 250, size=2 + 7 * n % 31, dtype=np.int32) for n in range(17)]
+CHARACTERS = [1.5 * len(window) for window in WINDOWS]
+
+
+@pytest.fixture(scope="module")
+def model(random_model, tokenizer) -> ForestModel:
+    return ForestModel(random_model("Qwen3"), words=len(tokenizer))
+
+
+@pytest.fixture(scope="module")
+def reference(model) -> list[float]:
+    """Summed cross-entropy of every window, one at a time, from the model's own logits."""
+    with torch.no_grad():
+        ids = [torch.tensor(window).long() for window in WINDOWS]
+        return [cross_entropy(model.model(input_ids=w[None]).logits[0, :-1], w[1:], reduction="sum").item() for w in ids]
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 33, 64, 8192])
+def test_equals_a_plain_loop_over_windows(model, reference, tokens_at_once):
+    found = measure(model, WINDOWS, CHARACTERS, tokens_at_once=tokens_at_once)
+    assert found.nats == pytest.approx(reference, abs=1e-5 * max(reference))
+    assert found.tokens.tolist() == [len(window) - 1 for window in WINDOWS]
+    assert found.loss == pytest.approx(sum(reference) / sum(len(window) - 1 for window in WINDOWS), abs=1e-5)
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_each_window_keeps_its_own_figure_in_any_order(model, reference, seed):
+    order = np.random.default_rng(seed).permutation(len(WINDOWS))
+    found = measure(model, [WINDOWS[i] for i in order], [CHARACTERS[i] for i in order], tokens_at_once=50)
+    assert found.nats == pytest.approx([reference[i] for i in order], abs=1e-5 * max(reference))
+    assert found.characters.tolist() == pytest.approx([1.5 * (len(WINDOWS[i]) - 1) for i in order])
+
+
+def test_windows_of_equal_length_are_not_mixed_up(model):
+    same = [np.full(9, token, np.int32) for token in (5, 6, 7, 5)]
+    found = measure(model, same, [9] * 4).nats
+    assert found[0] == found[3] and len({round(x, 4) for x in found}) == 3
+
+
+def test_a_window_of_one_token_says_nothing(model):
+    found = measure(model, [WINDOWS[3], np.array([5], np.int32)], [9, 1])
+    assert (found.nats[1], found.tokens[1], found.characters[1]) == (0, 0, 0)
+    assert found.loss == pytest.approx(measure(model, WINDOWS[3:4], [9]).loss)
+
+
+def test_the_model_is_left_as_it_was(model):
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for training in (True, False):
+        model.train(training)
+        measure(model, WINDOWS[:2], CHARACTERS[:2])
+        assert model.training is training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_characters_share_the_tokens_that_are_predicted():
+    """The first token of a window is not predicted, so its share of the characters does not count either."""
+    found = HeldOut(nats=np.array([6.0, 2.0]), tokens=np.array([3, 1]), characters=np.array([6.0, 2.0]))
+    assert found.loss == 2.0 and found.loss_per_character == 1.0
+    assert found.perplexity == pytest.approx(math.e**2) and found.perplexity_per_character == pytest.approx(math.e)
+
+
+def test_the_standard_error_is_that_of_a_bootstrap():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(20, 256, size=80)
+    totals = sizes * rng.normal(4, 0.5, size=80) + rng.normal(0, 10, size=80)
+    draws = rng.integers(0, 80, size=(20_000, 80))
+    spread = (totals[draws].sum(1) / sizes[draws].sum(1)).std()
+    assert ratio_error(totals, sizes) == pytest.approx(spread, rel=0.05)
+
+
+def test_the_standard_error_of_equal_windows_is_the_textbook_one():
+    means = np.random.default_rng(1).normal(4, 1, size=50)
+    assert ratio_error(means * 100, np.full(50, 100)) == pytest.approx(means.std(ddof=1) / math.sqrt(50))
+    assert HeldOut(nats=means * 100, tokens=np.full(50, 100), characters=np.ones(50)).error == ratio_error(means * 100, np.full(50, 100))
+
+
+def test_one_window_has_no_error():
+    assert math.isnan(ratio_error(np.array([3.0]), np.array([1])))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_precision_context(dtype):
+    a = torch.randn(4, 4)
+    with precision_context(torch.device("cpu"), dtype):
+        assert (a @ a).dtype is dtype
