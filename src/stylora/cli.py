@@ -1,0 +1,254 @@
+"""The command line: parse, call, print. Imports torch only inside the commands that need it, so `--help` answers at once.
+
+A `UserError` becomes one sentence on stderr and exit code 2; a training that had to stop, exit code 1.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from stylora.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="LoRA fine-tuning for style: novels in, a style adapter out.",
+)  # fmt: skip
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as in train.learning_rate=2e-4 data.window=512.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace what lies in the output folder.")]
+
+
+def main() -> None:
+    """Entry point of `stylora` and `python -m stylora`."""
+    for stream in (sys.stdout, sys.stderr):  # Windows consoles may be set to a code page that knows no Chinese
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    with user_errors():
+        app()
+
+
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Turn what the user can mend into one sentence and exit code 2."""
+    try:
+        yield
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        reason = os.strerror(error.errno).lower()
+        _fail(f"{error.filename or 'output'}: got {reason}, expected to write there; free some space or choose another folder")
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {_escaped(message)}", highlight=False)
+    sys.exit(2)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _console(as_json: bool = False) -> Console:
+    """Where progress goes: stdout, or stderr when stdout carries JSON."""
+    return Console(stderr=as_json)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from stylora import __version__
+
+        print(f"stylora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    pass
+
+
+@app.command()
+def train(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    overrides: Overrides = None,
+    force: Force = False,
+) -> None:
+    """Train what a recipe describes."""
+    from stylora.recipe.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [])
+    from stylora.run.train import train as run
+    from stylora.train.trainer import TrainingStopped
+
+    try:
+        run(loaded, name=recipe.stem, console=_console(), force=force)
+    except TrainingStopped as stopped:
+        Console(stderr=True).print(f"[red]stopped:[/red] {_escaped(str(stopped))}")
+        raise typer.Exit(1) from stopped
+
+
+@app.command()
+def demo(
+    out: Annotated[Path | None, typer.Option("--out", help="Where the run is kept; by default a temporary folder.")] = None,
+    as_json: AsJson = False,
+    overrides: Overrides = None,
+) -> None:
+    """Watch a small bundled model learn a style from example novels: a few minutes, no GPU, no downloads."""
+    from stylora.run.demo import demo as run
+
+    result = run(out, overrides or [], console=_console(as_json))
+    if as_json:
+        _print_json(result)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, stage, stack.json, PEFT folder, model folder, hub id, or `tiny`.")],
+    prompt: Annotated[list[str], typer.Option("--prompt", "-p", help="Text to continue; may be given several times.")],
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest tokens up to this share of probability.")] = 0.95,
+    top_k: Annotated[int, typer.Option(min=0, help="Keep so many tokens; 0 keeps all.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0, help="Above 1 makes what was said less likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be given several times.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Wrap the prompt as a user's turn by the chat template.")] = False,
+    base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by the adapter.")] = None,
+    without_adapter: Annotated[bool, typer.Option("--without-adapter", help="Switch the adapter off: the base alone.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+) -> None:
+    """Continue text with a model, as it is written."""
+    from stylora.generate.settings import Sampling
+    from stylora.run.generate import stream_prompts
+
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty, seed=seed,
+        stop=stop or [],
+    )  # fmt: skip
+    stream_prompts(model, prompt, sampling, chat=chat, base=base, without_adapter=without_adapter, trust_remote_code=trust_remote_code)
+
+
+class _ScanByDefault(TyperGroup):
+    """`data PATH...` is `data scan PATH...`; a folder called `mix` is `./mix`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["scan", *args]
+        return super().parse_args(ctx, args)
+
+
+data = typer.Typer(
+    cls=_ScanByDefault, no_args_is_help=True, subcommand_metavar="PATH...|RECIPE|mix", rich_markup_mode="rich",
+    help="What reading your text does to it: `stylora data PATH...` scans it, `stylora data mix` writes one mixed JSONL.",
+)  # fmt: skip
+app.add_typer(data, name="data")
+
+
+@data.command("scan")
+def data_scan(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Files and folders, or one recipe; then KEY=VALUE.")],
+    base: Annotated[str | None, typer.Option(help="Whose tokenizer counts; by default the recipe's, for paths `tiny`.")] = None,
+    show_removed: Annotated[bool, typer.Option("--show-removed", help="Print what cleaning took out, with file and line.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Scan text: encodings, cleaning, tokens, split. `data PATH...` is `data scan PATH...`."""
+    from stylora.run import data as page
+
+    found = page.scan(page.scan_recipe(inputs, base), console=Console(stderr=True))
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        page.show(found, _console(), removed=show_removed)
+
+
+@data.command("mix")
+def data_mix(
+    data_dir: Annotated[Path, typer.Option("--data_dir", "--data-dir", help="Novels.")],
+    output: Annotated[Path, typer.Option("--output", help="The JSONL to write: rows of text, source and file.")],
+    general_file: Annotated[Path | None, typer.Option("--general_file", "--general-file", help="Ordinary text to mix in.")] = None,
+    general_ratio: Annotated[float, typer.Option("--general_ratio", "--general-ratio", help="Its share of the characters, below 1.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice and the order.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Write novels and general text as one shuffled JSONL. Recipes do not need it: they mix by themselves, by tokens."""
+    from stylora.run.data import show_mix
+    from stylora.samples.jsonl_mix import write_mix
+
+    mix = write_mix(data_dir, general_file, output, general_ratio, seed)
+    show_mix(mix, _console(as_json))
+    if as_json:
+        from dataclasses import asdict
+
+        from stylora.samples.store import report_row
+
+        _print_json({**asdict(mix), "reports": [report_row(report) for report in mix.reports]})
+
+
+@app.command()
+def inspect(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    overrides: Overrides = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many are shown.")] = 3,
+    epoch: Annotated[int, typer.Option(min=0, help="Of which epoch, from 0: masks are fresh in each.")] = 0,
+    html: Annotated[Path | None, typer.Option("--html", help="Write them as a page, too.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the first samples as training reads them: what is trained, masked, context; and how a step is packed."""
+    from stylora.recipe.recipe import load_recipe
+    from stylora.run import inspect as page
+
+    found = page.inspect(load_recipe(recipe, overrides or []), samples=samples, epoch=epoch, console=Console(stderr=True))
+    if html is not None:
+        page.write_html(found, html, title=str(recipe))
+    if as_json:
+        _print_json(found.as_json())
+    else:
+        page.show(found, _console())
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Your text; `general.txt` or a folder `general` in it is taken as general text.")],
+    out: Annotated[Path, typer.Option("--out", help="The recipe to write; an existing file is never replaced.")] = Path("recipe.yaml"),
+    base: Annotated[str, typer.Option(help="`tiny`, a folder, or a hub id.")] = "tiny",
+) -> None:
+    """Write a commented recipe that fits a folder of text."""
+    from stylora.run.init import init as run
+
+    run(folder, out, base=base, console=Console(stderr=True))
+    name = _escaped(str(out))
+    _console().print(f"wrote {name}; next: stylora inspect {name}, then stylora train {name}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Look at this machine: python, torch, GPUs, packages, caches, the bundled base. Exit code 1 if something fails."""
+    from stylora.run import doctor as page
+
+    checks = page.doctor()
+    if as_json:
+        _print_json(page.as_json(checks))
+    else:
+        page.show(checks, _console())
+    if not page.fit(checks):
+        raise typer.Exit(1)

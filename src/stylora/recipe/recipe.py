@@ -1,0 +1,161 @@
+"""The recipe: one frozen description of a run, composed of the sections that the layers below define and read.
+
+    base: tiny                       # or Qwen/Qwen3-8B, or a folder
+    stages:
+      - name: style
+        data: {...}                  # samples/settings.py, corpus/clean.py
+        objective: {...}             # samples/objective.py
+        adapter: {...}               # model/settings.py
+        train: {...}                 # train/settings.py
+
+Read from YAML with overrides `a.b=c`; unknown keys are errors. Relative paths are taken from the working folder, as everywhere else.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from stylora.errors import UserError, did_you_mean
+from stylora.generate.settings import Sampling
+from stylora.model.settings import Adapter
+from stylora.samples.objective import Objective
+from stylora.samples.settings import Data, Style
+from stylora.train.settings import Train
+
+FORMS = re.compile(r"(function-|constrained-|union$|int$|float$|str$|(list|dict|tuple|literal)\[)")
+"""What pydantic puts into an error's place for the forms a field may have; no part of the key."""
+
+
+class Stage(BaseModel, frozen=True, extra="forbid"):
+    """One training: what is read, what it teaches, which adapter learns, how.
+
+    name: folder of the stage inside the run
+    prompts: fixed prompts continued at every evaluation and shown with the figures
+    sampling: how they are continued
+    """
+
+    name: str = "style"
+    data: Data
+    objective: Objective = Objective()
+    adapter: Adapter = Adapter()
+    train: Train = Train()
+    prompts: list[str] = ["剑光一闪"]
+    sampling: Sampling = Sampling(max_new_tokens=64)
+
+
+class Recipe(BaseModel, frozen=True, extra="forbid"):
+    """A whole run.
+
+    base: `tiny`, a folder, or a hub id
+    trust_remote_code: run Python that comes with the base; only for bases you trust
+    attention: `sdpa`, `eager` or `flex_attention`; None takes what transformers chooses
+    output_dir: where the run lies; None is `runs/<name of the recipe file>`
+    stages: carried out in order; for now a recipe has one
+    """
+
+    base: str = "tiny"
+    trust_remote_code: bool = False
+    attention: str | None = None
+    output_dir: str | None = None
+    stages: list[Stage] = Field(min_length=1, max_length=1)
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read, override, validate. Raises UserError naming the file and the key."""
+    return parse_recipe(read_yaml(path), overrides, name=str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises UserError naming file and line."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [], n=1)
+        do = f"did you mean {near[0]}?" if near else "`stylora init FOLDER` writes one"
+        raise UserError(str(path), got="no such file", expected="a recipe in YAML", do=do) from None
+    except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
+        raise UserError(str(path), got=type(error).__name__, expected="a readable recipe in UTF-8 YAML") from error
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        problem = getattr(error, "problem", None) or "broken YAML"
+        raise UserError(where, got=problem, expected="valid YAML", do="check the indentation") from error
+    if not isinstance(values, dict):
+        raise UserError(str(path), got=type(values).__name__, expected="a mapping with `stages`")
+    return values
+
+
+def parse_recipe(values: dict[str, Any], overrides: Sequence[str], *, name: str) -> Recipe:
+    """A recipe from plain values. Overrides `a.b=c` reach into the first stage unless they name a key of the recipe itself."""
+    for override in overrides:
+        _override(values, override)
+    try:
+        return Recipe.model_validate(values)
+    except ValidationError as error:
+        raise _as_user_error(error, name) from error
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(override, got="no `=`", expected="key=value, as in train.learning_rate=2e-4")
+    path = key.split(".")
+    if path[0] not in Recipe.model_fields:
+        path = ["stages", "0", *path]
+    place: Any = values
+    for part in path[:-1]:
+        if isinstance(place, list):
+            place = place[int(part)] if part.isdigit() and int(part) < len(place) else _missing(key, part)
+        else:
+            place = place.setdefault(part, {})
+        if not isinstance(place, dict | list):
+            _missing(key, part)
+    last: Any = path[-1]
+    if isinstance(place, list):
+        last = int(last) if last.isdigit() and int(last) < len(place) else _missing(key, last)
+    try:
+        place[last] = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise UserError(key, got=text, expected="a value in YAML", do="quote it") from error
+
+
+def _missing(key: str, part: str) -> Any:
+    raise UserError(key, got=f"'{part}'", expected="a section of the recipe")
+
+
+def _as_user_error(error: ValidationError, name: str) -> UserError:
+    """One of pydantic's complaints as one sentence about one key: the first of the deepest, which knows best which form was meant."""
+    first = max(error.errors(), key=lambda one: len(one["loc"]))
+    place = [part for part in first["loc"] if not (isinstance(part, str) and FORMS.match(part))]
+    key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    where = f"{name}: {key}" if key else name
+    if first["type"] == "extra_forbidden":
+        known = _section(place[:-1])
+        return UserError(where, got="an unknown key", expected="a key of this section", do=did_you_mean(str(place[-1]), known))
+    if first["type"] == "missing":
+        return UserError(where, got="nothing", expected="a value", do="add this key")
+    got = repr(first["input"]) if not isinstance(first["input"], dict) else f"{{{', '.join(map(str, first['input']))}}}"
+    message = first["msg"].removeprefix("Value error, ")
+    return UserError(where, got=got, expected=message[0].lower() + message[1:])
+
+
+def _section(place: Sequence[int | str]) -> list[str]:
+    """The keys of the section at `place`."""
+    section: Any = Recipe
+    for part in place:
+        if part == "stages":
+            section = Stage
+        elif section is Data and part == "train":  # behind it comes the name of a style, as the user likes
+            section = Style
+        elif isinstance(part, str) and section is not Style:
+            section = section.model_fields[part].annotation
+    return list(section.model_fields)

@@ -1,0 +1,34 @@
+"""`stylora generate`: open MODEL, continue each prompt, print the text as it comes."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+
+from peft import PeftModel
+
+from stylora.errors import UserError
+from stylora.evaluate.held_out import precision_context
+from stylora.generate.decode import stream
+from stylora.generate.settings import Sampling
+from stylora.model.device import choose_device
+
+from .open import open_model
+
+
+def stream_prompts(
+    name: str, prompts: list[str], sampling: Sampling, *, chat: bool, base: str | None, without_adapter: bool, trust_remote_code: bool
+) -> None:
+    """Print each prompt with its continuation. Raises UserError for a MODEL that can't be opened."""
+    device = choose_device()
+    opened = open_model(name, device, base=base, trust_remote_code=trust_remote_code)
+    if without_adapter and not isinstance(opened.model, PeftModel):
+        raise UserError("--without-adapter", got=f"{name}, which has none", expected="a MODEL with an adapter", do="leave the flag away")
+    switch = opened.model.disable_adapter() if without_adapter and isinstance(opened.model, PeftModel) else nullcontext()
+    with switch, precision_context(device.device, device.dtype):
+        for prompt in prompts:
+            sys.stdout.write("" if chat else prompt)
+            for piece in stream(opened.model, opened.base.tokenizer, prompt, sampling, chat=chat):
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            sys.stdout.write("\n")

@@ -1,0 +1,361 @@
+"""A recipe carried out on the bundled base: what a run leaves, that others can open it, and what it refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import shutil
+from collections import namedtuple
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from rich.console import Console
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from stylora.errors import UserError
+from stylora.model.base import fingerprint, hash_file, load_base
+from stylora.model.device import Device
+from stylora.model.tokenizer_file import TINY
+from stylora.recipe.recipe import Recipe, load_recipe, parse_recipe
+from stylora.run.folder import open_stage, write_text
+from stylora.run.open import open_model
+from stylora.run.train import Outcome, train
+
+ROOT = Path(__file__).parents[2]
+SEEDS = ROOT.parent / "shared" / "seeds"
+FP32 = Device(device=torch.device("cpu"), dtype=torch.float32, why="test")
+IDS = torch.arange(300, 340)[None]
+
+
+def recipe(books: Path, out: Path, *overrides: str) -> Recipe:
+    """Two steps in fp32 on a few windows."""
+    values = {
+        "output_dir": str(out),
+        "stages": [{
+            "data": {
+                "train": str(books / "wuxia"), "general": str(books / "modern"), "general_ratio": 0.25, "validation": 0.2,
+                "general_validation": 0.2, "window": 64, "min_window": 16,
+            },
+            "objective": {"kind": "span"}, "adapter": {"r": 4, "alpha": 8},
+            "train": {"max_steps": 2, "samples_per_step": 4, "precision": "fp32", "save_steps": 1, "learning_rate": 1e-3},
+            "sampling": {"max_new_tokens": 4},
+        }],
+    }  # fmt: skip
+    return parse_recipe(values, overrides, name="test")
+
+
+@pytest.fixture(scope="module")
+def books(tmp_path_factory) -> Path:
+    """A few KB of each example, in two folders."""
+    folder = tmp_path_factory.mktemp("几 本书")
+    for part in ("wuxia", "modern"):
+        (folder / part).mkdir()
+        for path in sorted((ROOT / "examples" / part).glob("*.txt"))[:5]:
+            (folder / part / path.name).write_text(path.read_text(encoding="utf-8")[:700], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@dataclass(kw_only=True)
+class Finished:
+    recipe: Recipe
+    outcome: Outcome
+    printed: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def finished(books, cache, tmp_path_factory) -> Finished:
+    described = recipe(books, tmp_path_factory.mktemp("runs") / "我的 run")
+    console = Console(file=io.StringIO(), width=200)
+    outcome = train(described, name="unused", console=console, cache=cache)
+    return Finished(recipe=described, outcome=outcome, printed=console.file.getvalue(), folder=outcome.folder)
+
+
+def rerun(described: Recipe, cache: Path, **options) -> Outcome | None:
+    return train(described, name="unused", console=Console(file=io.StringIO()), cache=cache, **options)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# --- what it leaves -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_artefacts(finished):
+    names = {path.name for path in finished.folder.iterdir()}
+    assert {"recipe.yaml", "environment.json", "metrics.jsonl", "samples.json", "checkpoints", "adapter", "stack.json"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert finished.folder == Path(finished.recipe.output_dir) / "style"
+    assert {path.name for path in (finished.folder / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
+    assert not list(finished.folder.rglob("*.tmp"))
+    adapter = {path.name for path in (finished.folder / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= adapter
+
+
+def test_the_kept_recipe_is_the_resolved_one_and_can_be_run(finished):
+    assert load_recipe(finished.folder / "recipe.yaml") == finished.recipe
+    kept = yaml.safe_load((finished.folder / "recipe.yaml").read_text(encoding="utf-8"))
+    assert kept["stages"][0]["train"]["adam_beta2"] == 0.999, "defaults are written out"
+
+
+def test_stack_describes_base_and_adapter(finished):
+    stack = json.loads((finished.folder / "stack.json").read_text(encoding="utf-8"))
+    (adapter,) = stack["adapters"]
+    assert adapter["hash"] == hash_file(finished.folder / adapter["path"] / "adapter_model.safetensors")
+    assert stack["base"] == {"name": "tiny", "fingerprint": fingerprint(load_base("tiny", FP32))}
+
+
+def test_metrics_and_outcome(finished):
+    rows = [json.loads(line) for line in (finished.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    measured = [row for row in rows if "eval/style" in row]
+    assert [row["step"] for row in measured] == [0, 1, 2] and all("eval/general" in row for row in measured)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2]
+    outcome = finished.outcome
+    assert outcome.steps == 2 and 0 < outcome.tokens <= 2 * 4 * 64
+    assert [set(found) for found in outcome.held_out] == [{"style", "general"}] * 3
+    for row, found in zip(measured, outcome.held_out, strict=True):
+        assert row["eval/style"] == found["style"].loss and row["eval/general"] == found["general"].loss
+    assert 2 < measured[0]["eval/style"] < math.log(6400) + 1
+    assert measured[0]["eval/style"] != measured[-1]["eval/style"]
+    assert [list(sample) for sample in outcome.samples] == [["剑光一闪"]] * 3
+    assert json.loads((finished.folder / "samples.json").read_text(encoding="utf-8")) == outcome.samples
+
+
+def test_what_it_prints(finished):
+    """The device and why, the proofs, and the trainable / total / % line, computed."""
+    assert "fp32 as asked" in finished.printed and "adapters off = base" in finished.printed
+    trainable = sum(tensor.numel() for tensor in load_file(finished.folder / "adapter" / "adapter_model.safetensors").values())
+    total = trainable + sum(p.numel() for p in load_base("tiny", FP32).model.parameters())
+    assert f"trainable {trainable:,} of {total:,} parameters ({trainable / total:.2%})" in finished.printed
+    environment = json.loads((finished.folder / "environment.json").read_text(encoding="utf-8"))
+    assert environment["precision"] == "fp32" and environment["packages"]["torch"] == torch.__version__
+
+
+# --- others can open it -------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_plain_peft_gives_the_same_logits(finished):
+    ours = open_model(str(finished.folder), FP32)
+    base = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    bare = base(input_ids=IDS).logits
+    theirs = PeftModel.from_pretrained(base, str(finished.folder / "adapter")).eval()
+    logits = theirs(input_ids=IDS).logits
+    assert torch.equal(ours.model(input_ids=IDS).logits, logits)
+    assert not torch.equal(logits, bare), "two steps of training are seen"
+
+
+@pytest.mark.parametrize("form", ["", "style", "style/stack.json", "style/adapter", "style/checkpoints/checkpoint-2"])
+@torch.no_grad()
+def test_every_form_of_naming_it(finished, form):
+    opened = open_model(str(Path(finished.recipe.output_dir) / form), FP32)
+    straight = open_model(str(finished.folder / "stack.json"), FP32)
+    assert torch.equal(opened.model(input_ids=IDS).logits, straight.model(input_ids=IDS).logits)
+
+
+SEED_001 = """
+from transformers import AutoTokenizer, AutoModelForCausalLM
+from peft import PeftModel
+
+# 加载
+base_model = AutoModelForCausalLM.from_pretrained("Qwen/Qwen3-8B")
+model = PeftModel.from_pretrained(base_model, "./output/wuxia_lora")
+tokenizer = AutoTokenizer.from_pretrained("Qwen/Qwen3-8B")
+
+# 生成
+prompt = "剑光一闪"
+inputs = tokenizer(prompt, return_tensors="pt")
+outputs = model.generate(**inputs, max_length=100)
+print(tokenizer.decode(outputs[0]))
+"""
+SEED_000 = """
+from transformers import AutoTokenizer, AutoModelForCausalLM
+tokenizer = AutoTokenizer.from_pretrained('./output/wuxia_model/checkpoint-2000')
+model = AutoModelForCausalLM.from_pretrained('./output/wuxia_model/checkpoint-2000')
+inputs = tokenizer('剑光一闪', return_tensors='pt')
+outputs = model.generate(**inputs, max_length=100)
+print(tokenizer.decode(outputs[0]))
+"""
+
+
+@pytest.mark.parametrize("folder", ["adapter", "checkpoints/checkpoint-2"])
+@pytest.mark.parametrize("snippet", [SEED_000, SEED_001], ids=["000", "001"])
+def test_the_seeds_own_snippets_run_unchanged(finished, snippet, folder):
+    """Only the names of base and folder are put in."""
+    path = (finished.folder / folder).as_posix()
+    for name, here in {"Qwen/Qwen3-8B": TINY.as_posix(), "./output/wuxia_lora": path, "./output/wuxia_model/checkpoint-2000": path}.items():
+        snippet = snippet.replace(name, here)
+    printed, names = io.StringIO(), {}
+    with contextlib.redirect_stdout(printed):
+        exec(compile(snippet, "snippet", "exec"), names)
+    assert printed.getvalue().startswith("剑光一闪") and len(printed.getvalue()) > len("剑光一闪\n")
+    assert any("lora_" in name for name, _ in names["model"].named_parameters())
+
+
+@pytest.mark.skipif(not SEEDS.is_dir(), reason="the seeds are not here")
+def test_the_snippets_are_the_seeds_own():
+    for number, snippet in (("000", SEED_000), ("001", SEED_001)):
+        assert snippet in next(SEEDS.glob(f"{number}_*.md")).read_text(encoding="utf-8")
+
+
+def test_the_tokenizer_lies_beside_the_adapter(finished):
+    theirs, base = (AutoTokenizer.from_pretrained(folder) for folder in (finished.folder / "adapter", TINY))
+    text = "剑光一闪，<|im_start|>user\n你好<|im_end|>"
+    assert theirs(text)["input_ids"] == base(text)["input_ids"] and theirs.chat_template == base.chat_template
+
+
+# --- twice in one folder ------------------------------------------------------------------------------------------------------------------
+
+
+def test_done_already(finished, cache):
+    before = snapshot(finished.folder)
+    assert rerun(finished.recipe, cache) is None
+    assert snapshot(finished.folder) == before
+
+
+def test_force_trains_again_to_the_same_bytes(finished, cache, books, tmp_path):
+    copy = recipe(books, tmp_path / "copy")
+    shutil.copytree(finished.folder, tmp_path / "copy" / "style")
+    (tmp_path / "copy" / "style" / "stray.txt").write_text("old", encoding="utf-8")
+    outcome = rerun(copy, cache, force=True)
+    assert not (outcome.folder / "stray.txt").exists()
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        assert (outcome.folder / "adapter" / file).read_bytes() == (finished.folder / "adapter" / file).read_bytes()
+    assert [found["style"].loss for found in outcome.held_out] == [found["style"].loss for found in finished.outcome.held_out]
+
+
+def refused(folder: Path, described: Recipe, **options) -> str:
+    """The message; and that nothing in the folder changed."""
+    before = snapshot(folder)
+    with pytest.raises(UserError) as caught:
+        open_stage(Path(described.output_dir), described, **{"force": False, "need_bytes": 1, **options})
+    assert snapshot(folder) == before
+    return str(caught.value)
+
+
+def test_a_folder_of_another_run_is_refused(finished, books):
+    other = recipe(books, Path(finished.recipe.output_dir), "train.learning_rate=0.5")
+    message = refused(finished.folder, other)
+    assert "got another run, expected an empty folder or this recipe's own run; set output_dir, or give --force" in message
+
+
+def test_an_unfinished_run_is_refused(books, tmp_path):
+    described = recipe(books, tmp_path / "x")
+    stage = open_stage(tmp_path / "x", described, force=False, need_bytes=1)
+    assert "got an unfinished run of this recipe" in refused(tmp_path, described)
+    assert "got another run" in refused(tmp_path, recipe(books, tmp_path / "x", "train.seed=1"))
+    assert open_stage(tmp_path / "x", described, force=True, need_bytes=1) == stage
+
+
+@pytest.mark.parametrize("there", ["novel.txt", "recipe.yaml"])
+def test_a_folder_of_something_else_is_refused(books, tmp_path, there):
+    (tmp_path / "x" / "style").mkdir(parents=True)
+    (tmp_path / "x" / "style" / there).write_text("{ a novel", encoding="utf-8")
+    assert "got files that are no run" in refused(tmp_path, recipe(books, tmp_path / "x"))
+
+
+@pytest.mark.parametrize("file", ["x", "x/style"])
+def test_a_file_where_the_folder_should_be_is_refused(books, tmp_path, file):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("a file", encoding="utf-8")
+    for force in (False, True):
+        assert "got a file, expected a folder" in refused(tmp_path, recipe(books, tmp_path / "x"), force=force)
+
+
+def test_an_empty_folder_is_taken(books, tmp_path):
+    (tmp_path / "x" / "style").mkdir(parents=True)
+    assert open_stage(tmp_path / "x", recipe(books, tmp_path / "x"), force=False, need_bytes=1).recipe.is_file()
+
+
+def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_text(tmp_path / "a.txt", "旧")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space"):
+            write_text(tmp_path / "a.txt", "新")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "旧"
+
+
+# --- refused before anything is written ---------------------------------------------------------------------------------------------------
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_full_disk(finished, books, tmp_path, monkeypatch, force):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(2**40, 2**40, 2**20))
+    message = refused(tmp_path, recipe(books, tmp_path / "x"), need_bytes=50 << 20)
+    assert "got 1 MB free, expected 50 MB for adapter and checkpoints; free some space" in message
+    other = recipe(books, Path(finished.recipe.output_dir), "train.learning_rate=0.5")
+    assert "1 MB free" in refused(finished.folder, other, need_bytes=50 << 20, force=True), "and what was to be replaced stays"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.window=100000", "data.window: got 100000 tokens, expected at most"),
+        ("adapter.targets=[q_porj]", "adapter.targets: got 'q_porj'"),
+        ("base=/no/such/folder", "base: got '/no/such/folder'"),
+        ("data.train=/no/such/novels", "/no/such/novels"),
+        ("train.report_to=[no_such_tracker]", "train.report_to: got 'no_such_tracker', expected"),
+    ],
+)
+def test_refused_with_nothing_written(books, cache, tmp_path, override, message):
+    with pytest.raises(UserError) as caught:
+        rerun(recipe(books, tmp_path / "x", override), cache)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "x").exists()
+
+
+# --- what changed since is not opened -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def not_opened(name: Path | str) -> str:
+    with pytest.raises(UserError) as caught:
+        open_model(str(name), FP32)
+    return str(caught.value)
+
+
+def test_a_changed_adapter_is_not_opened(copied):
+    weights = copied / "adapter" / "adapter_model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert "got an adapter that was changed after training" in not_opened(copied)
+    weights.unlink()
+    assert "got no adapter_model.safetensors" in not_opened(copied)
+
+
+def test_a_copied_run_opens_where_it_lies_now(copied):
+    assert open_model(str(copied), FP32).adapter == copied / "adapter"
+
+
+def test_an_unfinished_run_is_not_opened(copied):
+    (copied / "stack.json").unlink()
+    assert "got a folder without a finished run or model" in not_opened(copied)
+
+
+def test_an_adapter_of_another_base_is_not_opened(finished, random_model, tokenizer, tmp_path):
+    random_model("Qwen3").save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="does not fit this base"):
+        open_model(str(finished.folder / "adapter"), FP32, base=str(tmp_path / "other"))
