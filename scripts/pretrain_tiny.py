@@ -190,7 +190,9 @@ def nats_per_character(model, tokenizer, held: dict[str, list[str]], limit: int)
 def save(model, tokenizer, out: Path, log: dict) -> None:
     """The folder that `base: tiny` opens: bf16 safetensors, tokenizer, and the curve. The live model stays fp32."""
     out.mkdir(parents=True, exist_ok=True)
-    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    # as Qwen does: a turn ends with <|im_end|>, a document with <|endoftext|>, and generation stops at either
+    model.config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.dtype = torch.bfloat16
     state = {k: v.to(torch.bfloat16) for k, v in model.state_dict().items() if k != "lm_head.weight"}
@@ -203,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60.0, help="training time; the schedule is planned from the speed of the first steps")
+    parser.add_argument("--minutes", type=float, default=60.0, help="training time; the schedule follows the speed measured so far")
     parser.add_argument("--steps", type=int, help="a fixed number of steps instead of a time")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
