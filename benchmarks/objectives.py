@@ -33,8 +33,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--general", default=str(shipped_folder() / "examples/modern"), help="folder of general text")
     parser.add_argument("--general-held-out", nargs="+", default=["办公室的一天", "旅行随笔"], help="general files held out")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=250, help="optimizer steps of 8 windows of 256 tokens")
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--steps", type=int, default=160, help="optimizer steps of 8 windows of 256 tokens")
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--ratios", nargs="+", type=float, default=list(RATIOS))
 

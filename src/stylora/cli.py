@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ def main() -> None:
     """Entry point of `stylora` and `python -m stylora`."""
     for stream in (sys.stdout, sys.stderr):  # Windows consoles may be set to a code page that knows no Chinese
         stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
+    warnings.filterwarnings("ignore", category=FutureWarning)  # libraries to each other; nothing a user can mend
     with user_errors():
         app()
 
@@ -66,8 +68,10 @@ def _escaped(text: str) -> str:
 
 
 def _console(as_json: bool = False) -> Console:
-    """Where progress goes: stdout, or stderr when stdout carries JSON."""
-    return Console(stderr=as_json)
+    """Where progress goes: stdout, or stderr when stdout carries JSON. Lines in a file or a pipe are not folded."""
+    console = Console(stderr=as_json)
+    console.soft_wrap = not console.is_terminal
+    return console
 
 
 def _print_json(value: Any) -> None:

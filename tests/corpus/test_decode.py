@@ -10,7 +10,9 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from stylora.corpus.decode import BROKEN, LINEWISE, SIMPLIFIED, TRADITIONAL, Decoded, binary_reason, decode, line_end
+from stylora.corpus.decode import BROKEN, Decoded, binary_reason, decode, line_end
+from stylora.corpus.frequent import SIMPLIFIED, TRADITIONAL
+from stylora.corpus.linewise import LINEWISE
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 MESSY = CORPUS / "messy"

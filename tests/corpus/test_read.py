@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from stylora.corpus import read
+from stylora.corpus import formats, intake
 from stylora.corpus.clean import Cleaned, Cleaning
 from stylora.corpus.document import Document, FileReport
 from stylora.corpus.read import find_files, read_documents
@@ -202,7 +202,7 @@ def test_cleaning_is_applied_counted_and_shown(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codec", ["utf-8", "gb18030", "utf-16-le"])
 def test_a_large_text_comes_in_parts_of_one_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
-    monkeypatch.setattr(read, "PART", 1000)
+    monkeypatch.setattr(intake, "PART", 1000)
     lines = "".join(f"第{i}行，{STORY}" for i in range(100))
     raw = lines.encode(codec)
     path = write(tmp_path / "大.txt", raw)
@@ -216,8 +216,8 @@ def test_a_large_text_comes_in_parts_of_one_source(tmp_path: Path, monkeypatch: 
 def test_offsets_and_lines_of_later_parts_count_from_the_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read, "PART", 1000)
-    monkeypatch.setattr(read, "clean", without_www)
+    monkeypatch.setattr(intake, "PART", 1000)
+    monkeypatch.setattr(intake, "clean", without_www)
     raw = STORY.encode() * 40 + b"\xff\n" + b"www.a.com\n" + STORY.encode() * 40
     _, reports = documents(write(tmp_path / "a.txt", raw))
     assert reports["a.txt"].undecoded == [(40 * len(STORY.encode()), b"\xff")]
@@ -258,7 +258,7 @@ def test_zip_members_that_cannot_be_read_are_skipped(tmp_path: Path) -> None:
 
 
 def test_a_zip_without_text_and_a_zip_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "BOMB_BYTES", 1000)
+    monkeypatch.setattr(formats, "BOMB_BYTES", 1000)
     write(tmp_path / "good.txt")
     write(tmp_path / "none.zip", zipped(**{"a.jpg": "x"}))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
@@ -307,7 +307,7 @@ def test_jsonl_rows_and_every_kind_of_bad_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("codec", ["gb18030", "utf-16"])
 def test_jsonl_in_other_encodings_and_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
-    monkeypatch.setattr(read, "PART", 500)
+    monkeypatch.setattr(intake, "PART", 500)
     rows = [{"text": f"{i}，{STORY}"} for i in range(50)]
     path = write(tmp_path / "rows.jsonl", jsonl(*rows).encode(codec))
     found, _ = documents(path)
@@ -320,7 +320,7 @@ def test_jsonl_in_other_encodings_and_parts(tmp_path: Path, monkeypatch: pytest.
 def test_a_json_array_is_streamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int, indent: int | None
 ) -> None:
-    monkeypatch.setattr(read, "PART", part)
+    monkeypatch.setattr(intake, "PART", part)
     rows: list[object] = [{"text": f"{i}，[{STORY}]", "source": "乙"} for i in range(9)]
     raw = "\n " + json.dumps([*rows, 7], ensure_ascii=False, indent=indent)
     path = write(tmp_path / "rows.json", raw)
@@ -349,7 +349,7 @@ def test_lone_surrogates_of_json_escapes_become_marks(tmp_path: Path) -> None:
 
 
 def test_removed_lines_of_rows_name_the_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "clean", without_www)
+    monkeypatch.setattr(intake, "clean", without_www)
     path = write(tmp_path / "r.jsonl", jsonl({"text": STORY}, {"text": STORY + "www.a.com\n"}, {"text": STORY}))
     _, reports = documents(path)
     assert [(step, row) for step, row, _ in reports["r.jsonl"].removed] == [("adverts", 2)]
@@ -411,7 +411,7 @@ def test_reading_is_streamed_and_fast(tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     # a file's bytes and text, the document before it, and the read buffer of one part
-    assert peak < read.PART + 6_000_000, "all eight together are 16 MB of text and 8 MB of bytes"
+    assert peak < intake.PART + 6_000_000, "all eight together are 16 MB of text and 8 MB of bytes"
 
 
 # --------------------------------------------------------------------------------------------------- the real files

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from stylora.errors import UserError
-from stylora.model.base import TINY, base_path, decoder_of, fingerprint, hash_file, load_base, tokenizer_file
+from stylora.model.base import TINY, base_path, decoder_of, fingerprint, hash_file, load_base, same_base, tokenizer_file
 from stylora.model.device import Device
 
 CPU = Device(device=torch.device("cpu"), dtype=torch.float32, why="test")
@@ -122,11 +122,15 @@ def test_hash_file_is_blake2b(tmp_path):
 def test_a_fingerprint_tells_weights_and_shapes_apart_and_nothing_else(base_folder, copy, random_model):
     base = load_base(str(base_folder), CPU)
     same = load_base(str(copy), CPU)
-    assert fingerprint(base) == fingerprint(same), "where a base lies does not matter"
+    here = fingerprint(base)
+    assert here == fingerprint(same), "where a base lies does not matter"
+    for dtype in (torch.bfloat16, torch.float16):
+        rounded = load_base(str(copy), Device(device=CPU.device, dtype=dtype, why=""))
+        assert same_base(here, fingerprint(rounded)), "nor what it was rounded to"
     with torch.no_grad():
         same.model.lm_head.weight[0, 0] += 1
-    assert fingerprint(base) != fingerprint(same)
-    assert fingerprint(base) != fingerprint(replace(base, model=random_model("Qwen3", rope_theta=5e5)))
+    assert not same_base(here, fingerprint(same))
+    assert not same_base(here, fingerprint(replace(base, model=random_model("Qwen3", rope_theta=5e5))))
 
 
 def test_decoder_and_head_make_the_model(random_model):

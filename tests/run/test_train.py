@@ -20,11 +20,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from stylora.errors import UserError
-from stylora.model.base import fingerprint, hash_file, load_base
+from stylora.model.base import fingerprint, hash_file, load_base, same_base
 from stylora.model.device import Device
 from stylora.model.tokenizer_file import TINY
 from stylora.recipe.recipe import Recipe, load_recipe, parse_recipe
-from stylora.run.folder import open_stage, write_text
+from stylora.run.folder import StageFolder, claim_stage, make_stage, write_text
 from stylora.run.open import open_model
 from stylora.run.train import Outcome, train
 
@@ -115,7 +115,8 @@ def test_stack_describes_base_and_adapter(finished):
     stack = json.loads((finished.folder / "stack.json").read_text(encoding="utf-8"))
     (adapter,) = stack["adapters"]
     assert adapter["hash"] == hash_file(finished.folder / adapter["path"] / "adapter_model.safetensors")
-    assert stack["base"] == {"name": "tiny", "fingerprint": fingerprint(load_base("tiny", FP32))}
+    assert stack["base"]["name"] == "tiny"
+    assert same_base(stack["base"]["fingerprint"], fingerprint(load_base("tiny", FP32)))
 
 
 def test_metrics_and_outcome(finished):
@@ -237,11 +238,20 @@ def test_force_trains_again_to_the_same_bytes(finished, cache, books, tmp_path):
     assert [found["style"].loss for found in outcome.held_out] == [found["style"].loss for found in finished.outcome.held_out]
 
 
+def taken(folder: Path, described: Recipe, *, force: bool = False) -> StageFolder:
+    """The stage's folder, claimed and made."""
+    stage = claim_stage(folder, described, force=force)
+    assert stage is not None
+    make_stage(stage, described, need_bytes=1)
+    return stage
+
+
 def refused(folder: Path, described: Recipe, **options) -> str:
     """The message; and that nothing in the folder changed."""
     before = snapshot(folder)
     with pytest.raises(UserError) as caught:
-        open_stage(Path(described.output_dir), described, **{"force": False, "need_bytes": 1, **options})
+        stage = claim_stage(Path(described.output_dir), described, force=options.get("force", False))
+        make_stage(stage, described, need_bytes=options.get("need_bytes", 1))
     assert snapshot(folder) == before
     return str(caught.value)
 
@@ -254,10 +264,10 @@ def test_a_folder_of_another_run_is_refused(finished, books):
 
 def test_an_unfinished_run_is_refused(books, tmp_path):
     described = recipe(books, tmp_path / "x")
-    stage = open_stage(tmp_path / "x", described, force=False, need_bytes=1)
+    stage = taken(tmp_path / "x", described)
     assert "got an unfinished run of this recipe" in refused(tmp_path, described)
     assert "got another run" in refused(tmp_path, recipe(books, tmp_path / "x", "train.seed=1"))
-    assert open_stage(tmp_path / "x", described, force=True, need_bytes=1) == stage
+    assert taken(tmp_path / "x", described, force=True) == stage
 
 
 @pytest.mark.parametrize("there", ["novel.txt", "recipe.yaml"])
@@ -277,7 +287,7 @@ def test_a_file_where_the_folder_should_be_is_refused(books, tmp_path, file):
 
 def test_an_empty_folder_is_taken(books, tmp_path):
     (tmp_path / "x" / "style").mkdir(parents=True)
-    assert open_stage(tmp_path / "x", recipe(books, tmp_path / "x"), force=False, need_bytes=1).recipe.is_file()
+    assert taken(tmp_path / "x", recipe(books, tmp_path / "x")).recipe.is_file()
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -333,6 +343,11 @@ def not_opened(name: Path | str) -> str:
     with pytest.raises(UserError) as caught:
         open_model(str(name), FP32)
     return str(caught.value)
+
+
+def test_another_base_is_not_opened(copied, base_folder):
+    with pytest.raises(UserError, match="which is not the base it was trained on"):
+        open_model(str(copied), FP32, base=str(base_folder))
 
 
 def test_a_changed_adapter_is_not_opened(copied):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import zipfile
 from pathlib import Path
 
 import jieba
@@ -93,7 +94,6 @@ def test_truncation_and_padding_of_the_tokenizer_lose_nothing(bpe, books, tmp_pa
 
 
 def test_chapters_are_pieces(bpe, tmp_path, books, a_book):
-    
     book = tmp_path / "回目.txt"
     book.write_text("楔子前的话。\n" + a_book(3, 30, chapters=5), encoding="utf-8")
     store = opened(bpe, tmp_path / "cache", book, chapters=True)
@@ -142,6 +142,24 @@ def test_the_key_is_the_content_not_the_path_or_the_date(bpe, books, tmp_path):
     book.write_text(content, encoding="utf-8")
     book.rename(elsewhere / "又名.txt")
     assert "又名" in {piece.source for piece in opened(bpe, tmp_path / "cache", elsewhere).pieces}
+
+
+def test_a_store_opened_from_another_folder_names_the_files_there(bpe, books, tmp_path):
+    (books / "行.jsonl").write_text('{"text": "一行。"}\n{"text": 2}\n{"text": "二行。"}\n', encoding="utf-8")
+    with zipfile.ZipFile(books / "包.zip", "w") as archive:
+        archive.writestr("内/书#1.txt", "他提剑走进酒店。\n" * 3)
+        archive.writestr("空.txt", "")
+    first = opened(bpe, tmp_path / "cache", books)
+    elsewhere = tmp_path / "别处"
+    shutil.copytree(books, elsewhere)
+    second = opened(bpe, tmp_path / "cache", *sorted(elsewhere.iterdir()))
+    assert second.folder == first.folder
+    for folder, store in ((books, first), (elsewhere, second)):
+        reports: list = []
+        documents = list(read_documents([folder], Cleaning(), reports=reports))
+        assert [piece.origin for piece in store.pieces] == [document.origin for document in documents]
+        assert store.reports == reports
+    assert {f"{elsewhere.as_posix()}/行.jsonl:3", f"{elsewhere.as_posix()}/包.zip!/内/书#1.txt"} <= {p.origin for p in second.pieces}
 
 
 @pytest.mark.parametrize("change", [{"cleaning": Cleaning(adverts=False)}, {"tokenizer_hash": "u"}, {"chapters": True}])

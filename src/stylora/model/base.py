@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -21,7 +21,7 @@ from stylora.errors import UserError
 from .device import Device
 from .tokenizer_file import TINY, base_path, hash_file, tokenizer_file
 
-__all__ = ["TINY", "Base", "base_path", "decoder_of", "fingerprint", "hash_file", "load_base", "tokenizer_file"]
+__all__ = ["TINY", "Base", "base_path", "decoder_of", "fingerprint", "hash_file", "load_base", "same_base", "tokenizer_file"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,19 +80,28 @@ def load_base(
     return Base(name=name, path=path, model=model.to(device.device), tokenizer=tokenizer)
 
 
-def fingerprint(base: Base) -> str:
-    """Hex hash of the base's architecture and of a sample of its weights: tells one checkpoint from another in milliseconds.
+def fingerprint(base: Base) -> dict[str, Any]:
+    """What tells one base from another, in milliseconds and whatever dtype it was loaded in.
 
-    Not a checksum of every byte: of each parameter its name, shape and first 64 values.
+    architecture: hex hash of the configuration and of every parameter's name and shape
+    weights: of each parameter the mean magnitude of its first 64 values; not a checksum of every byte
     """
-    digest = hashlib.blake2b(digest_size=16)
     config = base.model.config.to_diff_dict()
     kept = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version", "dtype")}
-    digest.update(json.dumps(kept, sort_keys=True, default=str).encode())
-    for name, parameter in sorted(base.model.named_parameters()):
-        head = parameter.detach().flatten()[:64].to("cpu", torch.float32)
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + head.numpy().tobytes())
-    return digest.hexdigest()
+    parameters = sorted(base.model.named_parameters())
+    shapes = [(name, list(parameter.shape)) for name, parameter in parameters]
+    text = json.dumps([kept, shapes], sort_keys=True, default=str)
+    return {
+        "architecture": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+        "weights": [float(parameter.detach().flatten()[:64].float().abs().mean()) for _, parameter in parameters],
+    }
+
+
+def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two fingerprints are of one base; rounding to bf16 or fp16 makes no difference."""
+    return one["architecture"] == other["architecture"] and all(
+        math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-6) for a, b in zip(one["weights"], other["weights"], strict=True)
+    )
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:

@@ -18,19 +18,19 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
-from tokenizers import Tokenizer
 
 from stylora.corpus.document import FileReport
-from stylora.corpus.read import HUB, find_files
+from stylora.corpus.read import find_files
+from stylora.corpus.rows import HUB
 from stylora.errors import UserError
-from stylora.model.tokenizer_file import context_length, hash_file, tokenizer_file
+from stylora.model.tokenizer_file import context_length
 from stylora.recipe.recipe import Recipe, load_recipe, parse_recipe
 from stylora.samples.jsonl_mix import Mix
-from stylora.samples.settings import Data, as_list
-from stylora.samples.store import Piece, open_store, report_row
+from stylora.samples.settings import Data
+from stylora.samples.store import Piece, report_row
 from stylora.samples.text import PARTS, Summary
 
-from .plan import cache_folder, open_tokenizer, read_data
+from .plan import open_tokenizer, read_data
 
 ROWS = (".jsonl", ".json", ".parquet")
 RECIPES = (".yaml", ".yml")
@@ -100,12 +100,10 @@ def window_for(base: str) -> dict[str, int]:
 
 def scan(recipe: Recipe, *, console: Console, cache: Path | None = None) -> Scan:
     """Read the recipe's text as training would. console: for the progress bar, which vanishes. Raises what reading raises."""
-    tokenizer = open_tokenizer(recipe.base)
     with progress_bar(console) as progress:
-        text = read_data(recipe, tokenizer, cache=cache, progress=progress)
-    data = recipe.stages[0].data
-    pieces = list(pieces_of(recipe, tokenizer, cache or cache_folder()))
-    return Scan(base=recipe.base, data=data, files=file_rows(text.summary.reports, pieces), summary=text.summary)
+        text = read_data(recipe, open_tokenizer(recipe.base), cache=cache, progress=progress)
+    files = file_rows(text.summary.reports, text.pieces)
+    return Scan(base=recipe.base, data=recipe.stages[0].data, files=files, summary=text.summary)
 
 
 @contextmanager
@@ -115,19 +113,6 @@ def progress_bar(console: Console) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def pieces_of(recipe: Recipe, tokenizer: Tokenizer, cache: Path) -> Iterator[Piece]:
-    """Every chapter or document of the recipe's text, from the cache that was just written."""
-    stage = recipe.stages[0]
-    groups = [(paths, stage.data.format == "novels") for _, paths, _ in stage.data.styles()]
-    if stage.data.general is not None:
-        groups.append((as_list(stage.data.general), False))
-    for paths, chapters in groups:
-        yield from open_store(
-            paths, cleaning=stage.data.cleaning, tokenizer=tokenizer, tokenizer_hash=hash_file(tokenizer_file(recipe.base)),
-            chapters=chapters, words=stage.objective.whole_words, cache=cache,
-        ).pieces  # fmt: skip
 
 
 def file_rows(reports: Sequence[FileReport], pieces: Sequence[Piece]) -> list[FileRow]:

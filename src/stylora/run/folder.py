@@ -57,29 +57,35 @@ def run_folder(recipe: Recipe, name: str) -> Path:
     return Path(recipe.output_dir) if recipe.output_dir else Path("runs") / name
 
 
-def open_stage(folder: Path, recipe: Recipe, *, force: bool, need_bytes: int) -> StageFolder | None:
-    """Claim the stage's folder; None when this very recipe is already done there.
+def claim_stage(folder: Path, recipe: Recipe, *, force: bool) -> StageFolder | None:
+    """The stage's folder, before anything is computed or written; None when this very recipe is already done there.
 
-    need_bytes: what the run will write at most; less free space is refused before anything is computed
-    Raises UserError for a folder of another run, an unfinished run (unless forced), or a full disk.
+    Raises UserError for a file in its place, a folder of another run, or an unfinished run (unless forced).
     """
     stage = StageFolder(path=folder / recipe.stages[0].name)
     file = next((path for path in [stage.path, *stage.path.parents] if path.is_file()), None)
     if file is not None:
         raise UserError(str(file), got="a file", expected="a folder for the run", do="set output_dir to another place")
-    resolved = recipe.model_dump(mode="json")
-    if stage.path.exists() and any(stage.path.iterdir()) and not force:
-        there = _kept_recipe(stage)
-        if there != resolved:
-            what = "another run" if there is not None else "files that are no run"
-            raise UserError(
-                str(stage.path), got=what, expected="an empty folder or this recipe's own run", do="set output_dir, or give --force to replace it"
-            )  # fmt: skip
-        if stage.stack.is_file():
-            return None
+    if force or not stage.path.exists() or not any(stage.path.iterdir()):
+        return stage
+    there = _kept_recipe(stage)
+    if there != recipe.model_dump(mode="json"):
         raise UserError(
-            str(stage.path), got="an unfinished run of this recipe", expected="an empty folder", do="give --force to start it again"
+            str(stage.path), got="files that are no run" if there is None else "another run",
+            expected="an empty folder or this recipe's own run", do="set output_dir, or give --force to replace it",
         )  # fmt: skip
+    if stage.stack.is_file():
+        return None
+    raise UserError(
+        str(stage.path), got="an unfinished run of this recipe", expected="an empty folder", do="give --force to start it again"
+    )  # fmt: skip
+
+
+def make_stage(stage: StageFolder, recipe: Recipe, *, need_bytes: int) -> None:
+    """Make the claimed folder anew and leave the resolved recipe in it.
+
+    need_bytes: what the run will write at most. Raises UserError for a disk with less free space.
+    """
     parent = next(p for p in [stage.path, *stage.path.parents] if p.exists())
     free = shutil.disk_usage(parent).free
     if free < need_bytes:
@@ -90,8 +96,7 @@ def open_stage(folder: Path, recipe: Recipe, *, force: bool, need_bytes: int) ->
     if stage.path.exists():
         shutil.rmtree(stage.path)
     stage.path.mkdir(parents=True)
-    write_text(stage.recipe, yaml.safe_dump(resolved, allow_unicode=True, sort_keys=False))
-    return stage
+    write_text(stage.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
 
 
 def _kept_recipe(stage: StageFolder) -> Any:
@@ -102,7 +107,7 @@ def _kept_recipe(stage: StageFolder) -> Any:
         return None
 
 
-def write_stack(stage: StageFolder, *, base_name: str, base_fingerprint: str) -> None:
+def write_stack(stage: StageFolder, *, base_name: str, base_fingerprint: dict[str, Any]) -> None:
     """Describe base and adapter; whoever opens the stage checks it against these hashes."""
     adapter = {"name": "default", "path": "adapter", "role": "trained", "weight": 1.0, "hash": adapter_hash(stage.adapter)}
     write_json(stage.stack, {"base": {"name": base_name, "fingerprint": base_fingerprint}, "adapters": [adapter]})

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from stylora.errors import UserError
 from stylora.model.adapter import load_adapter
-from stylora.model.base import Base, load_base
+from stylora.model.base import Base, fingerprint, load_base, same_base
 from stylora.model.device import Device
 
 from .folder import adapter_hash
@@ -67,5 +67,11 @@ def _open_stack(stack: Path, device: Device, base: str | None, trust_remote_code
             str(folder), got="an adapter that was changed after training", expected=f"hash {entry['hash']}",
             do="open the adapter/ folder itself to use it as it is",
         )  # fmt: skip
-    opened = load_base(base or described["base"]["name"], device, trust_remote_code=trust_remote_code, where=str(stack))
+    name = base or described["base"]["name"]
+    opened = load_base(name, device, trust_remote_code=trust_remote_code, where=str(stack))
+    if not same_base(fingerprint(opened), described["base"]["fingerprint"]):
+        raise UserError(
+            str(stack), got=f"{name}, which is not the base it was trained on", expected="that base, unchanged",
+            do="open the adapter/ folder itself, with --base, to use it on another one",
+        )  # fmt: skip
     return Opened(base=opened, model=load_adapter(opened.model, folder).eval(), adapter=folder)

@@ -28,7 +28,7 @@ from stylora.train.steps import Steps
 from stylora.train.trainer import Evaluator, ForestTrainer, MetricsFile, check_trackers, moments, training_arguments
 
 from .data import account
-from .folder import StageFolder, open_stage, run_folder, write_json, write_stack
+from .folder import StageFolder, claim_stage, make_stage, run_folder, write_json, write_stack
 from .plan import check_window, open_tokenizer, plan_steps, read_data
 
 
@@ -52,8 +52,13 @@ def train(recipe: Recipe, *, name: str, console: Console, force: bool = False, c
 
     Raises UserError for what the user can mend, TrainingStopped when the loss is no number.
     """
-    keep_freed_memory()
     stage = recipe.stages[0]
+    folder = claim_stage(run_folder(recipe, name), recipe, force=force)
+    if folder is None:
+        console.print(f"done already: {run_folder(recipe, name) / stage.name} (--force trains again)")
+        return None
+    check_trackers(stage.train.report_to)
+    keep_freed_memory()
     started = time.perf_counter()
     data = read_data(recipe, open_tokenizer(recipe.base), cache=cache)
     for heading, told in account(data.summary, stage.data.window):
@@ -63,16 +68,12 @@ def train(recipe: Recipe, *, name: str, console: Console, force: bool = False, c
     vocabulary = read_vocabulary(base.tokenizer.backend_tokenizer)
     check_vocabulary(stage.objective, vocabulary)
     check_window(stage, base.context)
-    check_trackers(stage.train.report_to)
     attention = base.model.config._attn_implementation
     console.print(f"base       {recipe.base}: {type(base.model).__name__}, {device.why}, attention {attention}")
     base_fingerprint = fingerprint(base)
     proofs, peft_model = prove_and_attach(base, stage, console)
     trainable, total = count_parameters(peft_model)
-    folder = open_stage(run_folder(recipe, name), recipe, force=force, need_bytes=bytes_needed(stage.train, trainable))
-    if folder is None:
-        console.print(f"done already: {run_folder(recipe, name) / stage.name} (--force trains again)")
-        return None
+    make_stage(folder, recipe, need_bytes=bytes_needed(stage.train, trainable))
     write_json(folder.path / "environment.json", environment(device, proofs))
     model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head)  # the adapter was put into it in place
     if stage.train.gradient_checkpointing:

@@ -6,7 +6,8 @@
                   reports.jsonl  what happened to every file on the way in
 
 The key is a hash of everything the ids depend on: the inputs' content and names, the cleaning, the tokenizer, and the code that reads and
-cleans. Paths and dates are not in it. A store is written beside its place and renamed when complete, so a half-written one is never opened.
+cleans. Paths and dates are not in it, nor in the store: a file stands there as its number among the inputs, and gets the path that it was
+opened by. A store is written beside its place and renamed when complete, so a half-written one is never opened.
 
 Speed: the tokenizer works on all cores without the GIL, so one thread encodes a batch while this one reads and cleans the next. Memory:
 a few batches, whatever the size of the corpus. Ids equal those of the whole text: a text is cut into parts only where the tokenizer
@@ -38,7 +39,8 @@ import stylora.corpus
 from stylora.corpus.chapters import find_chapters
 from stylora.corpus.clean import Cleaning
 from stylora.corpus.document import Document, FileReport
-from stylora.corpus.read import HUB, find_files, read_documents
+from stylora.corpus.read import find_files, read_documents
+from stylora.corpus.rows import HUB, hub_split
 from stylora.errors import UserError
 
 PART = 20_000  # characters (about 60 KB of Chinese) encoded in one piece
@@ -46,6 +48,7 @@ BATCH = 16 * PART  # characters handed to the encoding thread at a time
 WAITING = 4  # batches between the two threads: what is encoded while one part of a large file is cleaned
 BORDER = re.compile(r"(?<=\n)(?=\S)")
 PROBE = "他说：“好。”\n“走吧！”\n\n第二段 text, 1.\nEnd\n(一)\n\n\n3 items\n他"
+INSIDE = re.compile(r"!/|[#:]\d+$")  # where an origin goes on from its file: `!/member`, `#part`, `:row`
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 Progress = Callable[[int, int], None]  # (bytes read, bytes in all)
@@ -97,6 +100,7 @@ def open_store(
     files = find_files([path for path in inputs if not path.startswith(HUB)])
     key = _key(files, [path for path in inputs if path.startswith(HUB)], cleaning, tokenizer_hash, chapters, words)
     folder = cache / key
+    numbers = {file.as_posix(): str(number) for number, file in enumerate(files)}
     if not folder.is_dir():
         total = sum(file.stat().st_size for file in files)
         reports: list[FileReport] = []
@@ -112,8 +116,8 @@ def open_store(
             with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=cache, ignore_cleanup_errors=True) as temporary:
                 written = Path(temporary) / "store"
                 written.mkdir()
-                _write(written, parts, _whole(tokenizer), words, step)
-                _write_rows(written / "reports.jsonl", map(report_row, reports))
+                _write(written, parts, _whole(tokenizer), words, numbers, step)
+                _write_rows(written / "reports.jsonl", ({**report_row(r), "path": _renamed(r.path, numbers)} for r in reports))
                 _move(written, folder)
         except OSError as problem:
             if problem.errno not in NO_ROOM:
@@ -122,7 +126,7 @@ def open_store(
                 str(cache), got="no space left on the disk", expected="room for the token cache, about twice the size of the text",
                 do="free some space or put the cache elsewhere",
             ) from problem  # fmt: skip
-    return _open(folder, words)
+    return _open(folder, words, {number: path for path, number in numbers.items()})
 
 
 def report_row(report: FileReport) -> dict[str, Any]:
@@ -153,15 +157,13 @@ def _content(path: Path) -> str:
 
 def _hub_revision(spec: str) -> list[str]:
     """A hub dataset and its commit; a local dataset folder and its content. Raises UserError where neither can be had."""
-    name = spec.removeprefix(HUB)
-    local = next((Path(n) for n in (name, name.rpartition(":")[0]) if n and Path(n).is_dir()), None)
-    if local is not None:
-        return [spec, *(_content(file) for file in sorted(local.rglob("*")) if file.is_file())]
+    name, _ = hub_split(spec)
+    if Path(name).is_dir():
+        return [spec, *(_content(file) for file in sorted(Path(name).rglob("*")) if file.is_file())]
     from huggingface_hub import HfApi
 
-    repository = name.rpartition(":")[0] or name
     try:
-        return [spec, str(HfApi().dataset_info(repository).sha)]
+        return [spec, str(HfApi().dataset_info(name).sha)]
     except OSError as problem:  # also every HTTP error of that library
         got = f"{type(problem).__name__}: {problem}"
         raise UserError(spec, got=got, expected="a dataset on the hub or in a folder") from problem
@@ -221,7 +223,9 @@ def _whole(tokenizer: Tokenizer) -> Tokenizer:
     return copy
 
 
-def _write(folder: Path, parts: Iterator[_Part], tokenizer: Tokenizer, words: bool, step: Callable[[], None]) -> None:
+def _write(
+    folder: Path, parts: Iterator[_Part], tokenizer: Tokenizer, words: bool, numbers: dict[str, str], step: Callable[[], None]
+) -> None:
     """Encode in one thread what is read and cleaned in this one; that one leaves the GIL alone, so neither waits."""
     encode = tokenizer.encode_batch if words else tokenizer.encode_batch_fast  # the fast one has no offsets
     with (
@@ -239,7 +243,7 @@ def _write(folder: Path, parts: Iterator[_Part], tokenizer: Tokenizer, words: bo
                     starts.write(word_starts(part.text, encoding).data)
                 position[1] += len(encoding)
                 if part.last:
-                    _write_piece(pieces, part, *position)
+                    _write_piece(pieces, part, _renamed(part.document.origin, numbers), *position)
                     position[0] = position[1]
             step()
 
@@ -284,10 +288,10 @@ def word_starts(text: str, encoding: Encoding) -> np.ndarray:
     return (begins[at] & np.append(True, at[1:] != at[:-1])[: len(at)]).astype(np.uint8)
 
 
-def _write_piece(pieces: IO[str], part: _Part, start: int, end: int) -> None:
+def _write_piece(pieces: IO[str], part: _Part, origin: str, start: int, end: int) -> None:
     document = part.document
     piece = Piece(
-        source=document.source, origin=document.origin, fingerprint=document.fingerprint, chapter=part.chapter, start=start, end=end,
+        source=document.source, origin=origin, fingerprint=document.fingerprint, chapter=part.chapter, start=start, end=end,
         characters=part.characters,
     )  # fmt: skip
     pieces.write(json.dumps(asdict(piece), ensure_ascii=False) + "\n")
@@ -296,6 +300,12 @@ def _write_piece(pieces: IO[str], part: _Part, start: int, end: int) -> None:
 def _write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _renamed(origin: str, names: dict[str, str]) -> str:
+    """An origin with its file's other name; one of a hub dataset as it is."""
+    ends = [len(origin), *(found.start() for found in INSIDE.finditer(origin))]
+    return next((names[origin[:end]] + origin[end:] for end in ends if origin[:end] in names), origin)
 
 
 def _move(written: Path, folder: Path) -> None:
@@ -310,17 +320,19 @@ def _move(written: Path, folder: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- reading
 
 
-def _open(folder: Path, words: bool) -> TokenStore:
+def _open(folder: Path, words: bool, paths: dict[str, str]) -> TokenStore:
     pieces, reports = [], []
     with (folder / "pieces.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            pieces.append(Piece(**{**row, "source": sys.intern(row["source"])}))
+            pieces.append(Piece(**{**row, "source": sys.intern(row["source"]), "origin": _renamed(row["origin"], paths)}))
     with (folder / "reports.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
+            row["path"] = _renamed(row["path"], paths)
             row["undecoded"] = [(offset, bytes.fromhex(run)) for offset, run in row["undecoded"]]
             row["removed"] = [tuple(item) for item in row["removed"]]
+            row["bad_rows"] = [tuple(item) for item in row["bad_rows"]]
             reports.append(FileReport(**row))
     ids = np.asarray(np.memmap(folder / "ids.bin", np.int32, "r"))
     starts = np.asarray(np.memmap(folder / "words.bin", np.uint8, "r")) if words else None

@@ -25,7 +25,7 @@ from stylora.errors import UserError
 
 from .holdout import Run, refuse_unknown, split_runs
 from .settings import Data, as_list
-from .store import TokenStore, open_store, report_row
+from .store import Piece, TokenStore, open_store, report_row
 from .windows import cut_windows, sentence_end_table
 
 Part = Literal["style", "general"]
@@ -121,11 +121,13 @@ class TextData:
     validation_characters: part -> characters of each of them: its tokens times its run's characters per token, so that sums over
         whole runs are exact. The denominator of nats per character
     summary: what became of the data
+    pieces: every chapter or document of the corpus, on either side of the split
     """
 
     def __init__(self, sources: list[_Source], groups: list[_Group], seed: int, summary: Summary) -> None:
         self._sources, self._groups, self._seed, self.summary = sources, groups, seed, summary
         tables = [_numbered(s.train, number, g.copies) for number, (s, g) in enumerate(zip(sources, groups, strict=True))]
+        self.pieces: list[Piece] = [piece for source in sources for piece in source.store.pieces]
         self._table = np.concatenate(tables)  # [N, 6]: start, end, run, number in its run, copy, source
         self.lengths = self._table[:, 1] - self._table[:, 0]
         self.validation: dict[str, list[np.ndarray]] = {part: [] for part in PARTS}
