@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
-# torch first and by its exact version: an open range would fetch the CUDA build, gigabytes that a CPU machine can't use
+# torch first, by the exact version that was tested: whatever asks for torch after it is content with what is there
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt torch

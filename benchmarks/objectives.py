@@ -60,7 +60,7 @@ def _run(options: argparse.Namespace, kind: str, ratio: float, seed: int, steps:
             "name": "style",
             "data": {
                 "format": "novels", "train": options.style, "validation": options.held_out, "general": options.general,
-                "general_validation": options.general_held_out, "general_ratio": ratio, "window": 256, "min_window": 32, "seed": seed,
+                "general_validation": options.general_held_out, "general_ratio": ratio, "window": 256, "seed": seed,
             },
             "objective": {"kind": kind}, "adapter": {"r": 16, "alpha": 32}, "prompts": [],
             "train": {

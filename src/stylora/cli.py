@@ -53,7 +53,7 @@ def user_errors() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
         reason = os.strerror(error.errno).lower()
-        _fail(f"{error.filename or 'output'}: got {reason}, expected to write there; free some space or choose another folder")
+        _fail(f"{error.filename or 'output'}: got {reason}, expected leave and room to read and write there; choose another place")
 
 
 def _fail(message: str) -> None:
@@ -114,13 +114,14 @@ def train(
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="Where the run is kept; by default a temporary folder.")] = None,
+    force: Force = False,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Watch a small bundled model learn a style from example novels: a few minutes, no GPU, no downloads."""
     from stylora.run.demo import demo as run
 
-    result = run(out, overrides or [], console=_console(as_json))
+    result = run(out, overrides or [], console=_console(as_json), force=force)
     if as_json:
         _print_json(result)
 
@@ -142,13 +143,20 @@ def generate(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
 ) -> None:
     """Continue text with a model, as it is written."""
+    from pydantic import ValidationError
+
     from stylora.generate.settings import Sampling
     from stylora.run.generate import stream_prompts
 
-    sampling = Sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty, seed=seed,
-        stop=stop or [],
-    )  # fmt: skip
+    try:
+        sampling = Sampling(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
+            seed=seed, stop=stop or [],
+        )  # fmt: skip
+    except ValidationError as error:
+        first = error.errors()[0]
+        flag = "--" + str(first["loc"][0]).replace("_", "-")
+        raise UserError(flag, got=repr(first["input"]), expected=first["msg"].removeprefix("Value error, ")) from error
     stream_prompts(model, prompt, sampling, chat=chat, base=base, without_adapter=without_adapter, trust_remote_code=trust_remote_code)
 
 

@@ -7,7 +7,7 @@ import ctypes
 import pytest
 import torch
 
-from stylora.model.device import DTYPES, choose_device, keep_freed_memory
+from stylora.model.device import DTYPES, choose_device, cpu_multiplies_bf16, keep_freed_memory
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_precision_as_asked(precision, no_accelerator):
 
 @pytest.mark.parametrize(("fast", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_the_cpu_takes_bf16_where_it_is_fast(fast, expected, no_accelerator, monkeypatch):
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    monkeypatch.setattr("stylora.model.device.cpu_multiplies_bf16", lambda: fast)
     device = choose_device()
     assert device.dtype is expected and device.why.endswith(f"{device.precision} is fastest here")
 
@@ -34,10 +34,28 @@ def test_the_cpu_takes_bf16_where_it_is_fast(fast, expected, no_accelerator, mon
 def test_cuda_first(new, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "RTX 4090")
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: new)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: new and not including_emulation)
     device = choose_device()
     assert (device.device.type, device.dtype) == ("cuda", expected)
     assert device.why.startswith("RTX 4090: ")
+
+
+@pytest.mark.parametrize(
+    ("machine", "bf16", "amx", "onednn", "expected"),
+    [
+        ("x86_64", True, False, True, True),
+        ("AMD64", False, True, True, True),
+        ("x86_64", False, False, True, False),  # plain AVX512: oneDNN takes bf16 and emulates it
+        ("aarch64", False, False, True, True),
+        ("arm64", True, True, False, False),
+    ],
+)
+def test_bf16_needs_instructions_for_it(machine, bf16, amx, onednn, expected, monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bf16)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: onednn)
+    assert cpu_multiplies_bf16() is expected
 
 
 def test_mps_computes_in_fp32(no_accelerator, monkeypatch):

@@ -173,3 +173,19 @@ def test_the_decoder_comes_back_also_after_an_exception(random_model):
     logits_by_model(model)(torch.randn(4, 32))
     assert model.get_decoder() is decoder
     assert [name for name, _ in model.named_modules()] == names
+
+
+def test_gradients_in_fp16_survive_the_division_by_a_whole_step():
+    """With W of a large step an edge weighs 1e-8; fp16's smallest number is 6e-8. The loss scaler multiplies by 2^16 in the backward."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(16, 50, bias=False)
+    hidden, target, row = torch.randn(6, 16), torch.randint(0, 50, (6,)), torch.arange(6)
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        rows = hidden.to(dtype, copy=True).requires_grad_()
+        module = torch.nn.Linear(16, 50, bias=False, dtype=dtype).requires_grad_(False)
+        module.weight.data.copy_(head.weight.data)
+        loss = edge_loss(rows, row, target, torch.full((6,), 1e-8), module, 50, trains=False)
+        (loss * 2.0**26).backward()
+        gradients.append(rows.grad.float())
+    assert torch.allclose(gradients[1], gradients[0], rtol=0.02, atol=1e-3 * gradients[0].abs().max())

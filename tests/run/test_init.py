@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from stylora.recipe.recipe import Recipe, Stage, load_recipe
-from stylora.run.init import LARGE_BASE, comments, init, scalar, windows_for
+from stylora.run.init import LARGE_BASE, comments, init, scalar, window_for
 from stylora.samples.settings import Data
 from stylora.train.settings import Train
 
@@ -40,7 +40,7 @@ def test_the_recipe_loads_and_keeps_every_default(command, folder, tmp_path):
     assert recipe.base == "tiny" and stage.data.train == folder.as_posix() and stage.data.general is None
     assert stage.data.window == 256 and stage.objective.kind == "clm"
     chosen = {
-        "data": {"train": stage.data.train, "window": 256, "min_window": stage.data.min_window}, "objective": {"kind": "clm"},
+        "data": {"train": stage.data.train, "window": 256}, "objective": {"kind": "clm"},
         "train": stage.train.model_dump(include={"num_train_epochs", "samples_per_step", "tokens_per_microbatch", "learning_rate"}),
     }  # fmt: skip
     assert recipe == Recipe.model_validate({"stages": [chosen]})
@@ -117,8 +117,8 @@ def test_rows_and_single_files(command, tmp_path):
 
 def test_windows_shrink_with_the_text_and_the_context(command):
     command("--version")  # skips where the base is not there
-    assert windows_for("tiny", 10**7) == (1024, 64) and windows_for("tiny", 128 * 512) == (512, 64)
-    assert windows_for("tiny", 100) == (128, 16)
+    assert window_for("tiny", 10**7) == 1024 and window_for("tiny", 128 * 512) == 512
+    assert window_for("tiny", 100) == 128
 
 
 def test_nothing_is_replaced_and_nothing_half_written(refused, folder, tmp_path):

@@ -80,7 +80,7 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
-    """Write `adapter_model.safetensors` and a sorted `adapter_config.json` that names the base as the user did.
+    """Write `adapter_model.safetensors` and a sorted `adapter_config.json` that names the base by the folder or hub id it opens from.
 
     PEFT writes its config from sets, so two processes would write different bytes for one adapter. Left to itself it also asks
     the hub whether the vocabulary grew, and puts a whole embedding into the file when LoRA adapts it.

@@ -6,6 +6,7 @@ Knows nothing of recipes beyond plain values.
 from __future__ import annotations
 
 import ctypes
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -34,14 +35,21 @@ def choose_device(precision: str | None = None) -> Device:
     """
     if torch.cuda.is_available():
         name = torch.cuda.get_device_name()
-        device, best = torch.device("cuda"), "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        device, best = torch.device("cuda"), "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     elif torch.backends.mps.is_available():
         device, best, name = torch.device("mps"), "fp32", "Apple GPU"
     else:
-        device, best = torch.device("cpu"), "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "fp32"
+        device, best = torch.device("cpu"), "bf16" if cpu_multiplies_bf16() else "fp32"
         name = f"CPU, {torch.get_num_threads()} threads"
     why = f"{name}: " + (f"{precision} as asked" if precision else f"{best} is fastest here")
     return Device(device=device, dtype=DTYPES[precision or best], why=why)
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether this CPU has instructions for bf16 products: AVX512-BF16 or AMX on x86, what oneDNN says elsewhere."""
+    if platform.machine().lower() in ("x86_64", "amd64"):  # oneDNN says yes to plain AVX512 too, where it emulates
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def keep_freed_memory() -> None:

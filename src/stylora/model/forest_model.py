@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from stylora.forest import MASK, MicroBatch
 
 from .base import decoder_of
-from .head import Logits, edge_loss, edge_nats, logits_by_model
+from .head import CHUNK_ELEMENTS, Logits, edge_loss, edge_nats, logits_by_model
 from .visibility import attention_mask
 
 
@@ -100,9 +100,10 @@ class ForestModel(nn.Module):
         return edge_loss(hidden, batch.row, batch.target, batch.weight, self.logits, self.vocabulary, trains=trains)
 
     @torch.no_grad()
-    def nats(self, batch: TensorBatch, rows_at_once: int = 1024) -> Tensor:
+    def nats(self, batch: TensorBatch) -> Tensor:
         """float32 [E]: -log probability of each edge, unweighted, in the batch's edge order."""
         hidden = self.hidden(batch).flatten(0, 1)[batch.head_rows]
+        rows_at_once = max(1, CHUNK_ELEMENTS // self.vocabulary)
         pieces = []
         for start in range(0, len(hidden), rows_at_once):
             inside = (batch.row >= start) & (batch.row < start + rows_at_once)

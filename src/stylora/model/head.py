@@ -69,6 +69,8 @@ class _FrozenHead(torch.autograd.Function):
     def forward(ctx, hidden, row, target, weight, logits, pieces):
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         gradient = torch.empty_like(hidden)
+        # weights are divided by a whole step's W, which fp16 would round to zero before the loss scaler sees the gradient
+        unit = weight.max() if weight.numel() else torch.ones((), device=hidden.device)
         for a, b, e in pieces:
             chunk = hidden[a:b].detach().requires_grad_()
             with torch.enable_grad():
@@ -77,19 +79,20 @@ class _FrozenHead(torch.autograd.Function):
             probability = scores.detach().float()
             normaliser = torch.logsumexp(probability, dim=-1)
             loss += (weights * (normaliser[rows] - probability[rows, targets])).sum()
+            weights = weights / unit
             row_weight = torch.zeros(b - a, device=hidden.device).index_add_(0, rows, weights)
             # d loss / d scores = row_weight * softmax - weights at the targets, built in place of the scores
             probability.sub_(normaliser[:, None]).exp_().mul_(row_weight[:, None])
             probability.index_put_((rows, targets), -weights, accumulate=True)
             (gradient[a:b],) = torch.autograd.grad(scores, chunk, probability.to(scores.dtype))
             del scores, probability  # before the next chunk makes its own
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(gradient, unit)
         return loss
 
     @staticmethod
     def backward(ctx, upstream):
-        (gradient,) = ctx.saved_tensors
-        return gradient * upstream.to(gradient.dtype), None, None, None, None, None
+        gradient, unit = ctx.saved_tensors
+        return gradient * (upstream * unit).to(gradient.dtype), None, None, None, None, None
 
 
 class _Answer(nn.Module):

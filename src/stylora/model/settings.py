@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, field_validator
 class Adapter(BaseModel, frozen=True, extra="forbid"):
     """One LoRA adapter.
 
-    r: rank, columns of A and B; more can learn more and costs more memory. 16 is the seed's choice for style
+    r: rank, columns of A and B; more can learn more and costs more memory. 16 suits a style
     alpha: scale, the update is multiplied by alpha / r; twice the rank is customary
     dropout: share of the adapter's inputs zeroed in training; 0 makes runs independent of how samples are batched
     targets: `all-linear` (every linear layer but the head) or names of modules as PEFT matches them, e.g. [q_proj, v_proj]

@@ -17,7 +17,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -36,12 +36,12 @@ FORMS = re.compile(r"(function-|constrained-|union$|int$|float$|str$|(list|dict|
 class Stage(BaseModel, frozen=True, extra="forbid"):
     """One training: what is read, what it teaches, which adapter learns, how.
 
-    name: folder of the stage inside the run
+    name: folder of the stage inside the run: one name, no path
     prompts: fixed prompts continued at every evaluation and shown with the figures
     sampling: how they are continued
     """
 
-    name: str = "style"
+    name: str = Field(default="style", pattern=r"^[^\\/:*?\"<>|.][^\\/:*?\"<>|]*$")
     data: Data
     objective: Objective = Objective()
     adapter: Adapter = Adapter()
@@ -62,7 +62,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
 
     base: str = "tiny"
     trust_remote_code: bool = False
-    attention: str | None = None
+    attention: Literal["sdpa", "eager", "flex_attention"] | None = None
     output_dir: str | None = None
     stages: list[Stage] = Field(min_length=1, max_length=1)
 

@@ -81,7 +81,7 @@ def scan_recipe(arguments: Sequence[str], base: str | None) -> Recipe:
     if not paths:
         raise UserError(arguments[0], got="only overrides", expected="files, folders or a recipe before them")
     train = paths if len(paths) > 1 else paths[0]
-    data = {"format": text_format(paths), "train": train, **window_for(base or "tiny")}
+    data = {"format": text_format(paths), "train": train, "window": window_for(base or "tiny")}
     return parse_recipe({"base": base or "tiny", "stages": [{"data": data}]}, overrides, name="data")
 
 
@@ -91,11 +91,10 @@ def text_format(paths: Sequence[str]) -> str:
     return "text" if all(file.suffix.lower() in ROWS for file in files) else "novels"
 
 
-def window_for(base: str) -> dict[str, int]:
-    """`window` and `min_window` where nobody chose them: the section's defaults, or what the base's context leaves of them."""
-    default = Data.model_fields["window"].default, Data.model_fields["min_window"].default
-    window = min(default[0], context_length(base) or default[0])
-    return {"window": window, "min_window": min(default[1], window // 2)}
+def window_for(base: str) -> int:
+    """`window` where nobody chose it: the section's default, or the base's context where that is shorter."""
+    default = Data.model_fields["window"].default
+    return min(default, context_length(base) or default)
 
 
 def scan(recipe: Recipe, *, console: Console, cache: Path | None = None) -> Scan:

@@ -15,13 +15,14 @@ from rich.table import Table
 from stylora.errors import UserError
 from stylora.evaluate.held_out import HeldOut, ratio_error
 from stylora.recipe.recipe import parse_recipe, read_yaml
+from stylora.samples.text import PARTS
 
 from .train import Outcome, train
 
 RECIPE = "recipes/wuxia.yaml"
 
 
-def demo(out: Path | None, overrides: list[str], *, console: Console) -> dict[str, Any]:
+def demo(out: Path | None, overrides: list[str], *, console: Console, force: bool = False) -> dict[str, Any]:
     """Train the shipped wuxia recipe and report held-out style and general loss before and after.
 
     Returns {"style": {"before", "after", ...}, "general": ..., "samples": {prompt: {"before", "after"}}, "seconds"}; losses are
@@ -34,9 +35,9 @@ def demo(out: Path | None, overrides: list[str], *, console: Console) -> dict[st
     data["train"], data["general"] = str(shipped / data["train"]), str(shipped / data["general"])
     folder = out or Path(tempfile.mkdtemp(prefix="stylora-demo-"))
     recipe = parse_recipe({"output_dir": str(folder)} | values, overrides, name="demo")
-    outcome = train(recipe, name="demo", console=console, force=out is None)
+    outcome = train(recipe, name="demo", console=console, force=force)
     if outcome is None:
-        raise UserError(str(folder), got="a finished demo", expected="a folder without one", do="choose another --out")
+        raise UserError(str(folder), got="a finished demo", expected="a folder without one", do="choose another --out, or give --force")
     result = report(outcome)
     result["seconds"] = round(time.perf_counter() - started, 1)
     show(result, console)
@@ -53,7 +54,7 @@ def report(outcome: Outcome) -> dict[str, Any]:
     """First against last evaluation."""
     before, after = outcome.held_out[0], outcome.held_out[-1]
     result: dict[str, Any] = {part: compared(before[part], after[part]) for part in before}
-    first, last = outcome.samples[0], outcome.samples[-1]
+    first, last = (outcome.samples[0], outcome.samples[-1]) if outcome.samples else ({}, {})
     result["samples"] = {prompt: {"before": first[prompt], "after": last[prompt]} for prompt in first}
     return result | {"folder": str(outcome.folder), "steps": outcome.steps, "tokens": outcome.tokens}
 
@@ -72,10 +73,12 @@ def compared(before: HeldOut, after: HeldOut) -> dict[str, float]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     """The table and the two continuations."""
-    table = Table(title="held-out next-token loss, nats per token (± standard error)")
+    table = Table(title="held-out next-token loss, nats per token (± standard error over windows)")
     for column in ("", "before", "after", "change (paired)", "perplexity"):
         table.add_column(column, justify="right" if column else "left")
-    for part in ("style", "general"):
+    for part in PARTS:
+        if part not in result:  # nothing of it was held out
+            continue
         row = result[part]
         table.add_row(
             part, f"{row['before']:.3f} ± {row['before_error']:.3f}", f"{row['after']:.3f} ± {row['after_error']:.3f}",

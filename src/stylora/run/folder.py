@@ -3,7 +3,7 @@
     recipe.yaml        the resolved recipe of this stage: run it again with `stylora train`
     environment.json   versions, device, proofs
     metrics.jsonl      one JSON object a line; events.* for TensorBoard beside it
-    samples.jsonl      the fixed prompts, continued at every evaluation
+    samples.json       the fixed prompts, continued at every evaluation
     checkpoints/       checkpoint-N: adapter, optimizer, scheduler, generators
     adapter/           the adapter in plain PEFT format, the tokenizer beside it
     stack.json         base and adapters with their hashes: what generate opens; written last, so it marks a finished stage
@@ -60,19 +60,26 @@ def run_folder(recipe: Recipe, name: str) -> Path:
 def claim_stage(folder: Path, recipe: Recipe, *, force: bool) -> StageFolder | None:
     """The stage's folder, before anything is computed or written; None when this very recipe is already done there.
 
-    Raises UserError for a file in its place, a folder of another run, or an unfinished run (unless forced).
+    force: replace a run that lies there, another one or an unfinished one; never files that are no run
+    Raises UserError for a file in its place, for files that are no run, and unless forced for another or an unfinished run.
     """
     stage = StageFolder(path=folder / recipe.stages[0].name)
     file = next((path for path in [stage.path, *stage.path.parents] if path.is_file()), None)
     if file is not None:
         raise UserError(str(file), got="a file", expected="a folder for the run", do="set output_dir to another place")
-    if force or not stage.path.exists() or not any(stage.path.iterdir()):
+    if not stage.path.exists() or not any(stage.path.iterdir()):
         return stage
     there = _kept_recipe(stage)
+    if there is None:
+        raise UserError(
+            str(stage.path), got="files that are no run", expected="an empty folder or this recipe's own run", do="set output_dir"
+        )  # fmt: skip
+    if force:
+        return stage
     if there != recipe.model_dump(mode="json"):
         raise UserError(
-            str(stage.path), got="files that are no run" if there is None else "another run",
-            expected="an empty folder or this recipe's own run", do="set output_dir, or give --force to replace it",
+            str(stage.path), got="another run", expected="an empty folder or this recipe's own run",
+            do="set output_dir, or give --force to replace it",
         )  # fmt: skip
     if stage.stack.is_file():
         return None

@@ -54,7 +54,7 @@ def init(folder: Path, out: Path, *, base: str = "tiny", console: Console, cache
     if out.exists():
         raise UserError(str(out), got="a file that is there already", expected="a new file", do="give another --out, or remove it")
     inputs = find_inputs(folder)
-    first = parse_recipe(first_values(inputs, base, *windows_for(base)), [], name=str(folder))
+    first = parse_recipe(first_values(inputs, base, window_for(base)), [], name=str(folder))
     with progress_bar(console) as progress:
         sides = read_data(first, open_tokenizer(base), cache=cache, progress=progress).summary.sides
     values = chosen(inputs, base, sum(side.tokens for side in sides if side.part == "style" and not side.held))
@@ -91,10 +91,10 @@ def has_text(path: Path) -> bool:
     return path.is_dir() and any(file.suffix.lower() in READERS for file in path.rglob("*"))
 
 
-def first_values(inputs: Inputs, base: str, window: int, min_window: int) -> dict[str, Any]:
+def first_values(inputs: Inputs, base: str, window: int) -> dict[str, Any]:
     """The least a recipe for these inputs says."""
     train = inputs.train if len(inputs.train) > 1 else inputs.train[0]
-    data: dict[str, Any] = {"format": text_format(inputs.train), "train": train, "window": window, "min_window": min_window}
+    data: dict[str, Any] = {"format": text_format(inputs.train), "train": train, "window": window}
     if inputs.general is not None:
         data |= {"general": inputs.general, "general_ratio": GENERAL_RATIO}
     return {"base": base, "stages": [{"data": data}]}
@@ -103,10 +103,10 @@ def first_values(inputs: Inputs, base: str, window: int, min_window: int) -> dic
 def chosen(inputs: Inputs, base: str, tokens: int) -> dict[str, Any]:
     """The values that depend on the data: window, epochs, step, rate. Everything else keeps its default. tokens: of style, to train on"""
     small = base == "tiny"
-    window, min_window = windows_for(base, tokens)
+    window = window_for(base, tokens)
     windows = max(1, tokens // window)
     samples_per_step = min(64, max(4, 2 ** int(math.log2(max(1, windows / 16)))))
-    values = first_values(inputs, base, window, min_window)
+    values = first_values(inputs, base, window)
     values["stages"][0] |= {
         "objective": {"kind": "clm"},
         "train": {
@@ -118,12 +118,12 @@ def chosen(inputs: Inputs, base: str, tokens: int) -> dict[str, Any]:
     return values
 
 
-def windows_for(base: str, tokens: int | None = None) -> tuple[int, int]:
-    """(window, min_window): 1 024 tokens where the base's context allows, shorter where `tokens` give too few windows."""
+def window_for(base: str, tokens: int | None = None) -> int:
+    """1 024 tokens where the base's context allows, shorter where `tokens` give too few windows."""
     window = min(1024, context_length(base) or 1024)
     while tokens is not None and window > SHORTEST and tokens // window < WINDOWS:
         window //= 2
-    return window, max(1, min(64, window // 8))
+    return window
 
 
 def notes(found: Scan) -> list[str]:

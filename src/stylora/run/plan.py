@@ -78,5 +78,5 @@ def cache_folder() -> Path:
     if os.environ.get("STYLORA_CACHE"):
         return Path(os.environ["STYLORA_CACHE"])
     if sys.platform == "win32":
-        return Path(os.environ["LOCALAPPDATA"]) / "stylora"
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "stylora"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "stylora"

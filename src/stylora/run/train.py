@@ -12,8 +12,9 @@ from peft import PeftModel
 from rich.console import Console
 from transformers import TrainerCallback
 
+from stylora.errors import UserError
 from stylora.evaluate.held_out import HeldOut, measure, precision_context
-from stylora.generate.decode import generate
+from stylora.generate.decode import generate, open_row
 from stylora.model.adapter import attach, count_parameters, save_adapter
 from stylora.model.base import Base, fingerprint, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
@@ -64,6 +65,8 @@ def train(recipe: Recipe, *, name: str, console: Console, force: bool = False, c
     for heading, told in account(data.summary, stage.data.window):
         console.print(f"{heading:<10} {told}", markup=False, highlight=False)
     device = choose_device(stage.train.precision)
+    if recipe.attention == "flex_attention" and device.device.type == "cpu":
+        raise UserError("attention", got="flex_attention", expected="sdpa or eager: flex_attention has no backward on a CPU")
     base = load_base(recipe.base, device, attention=recipe.attention, trust_remote_code=recipe.trust_remote_code)
     vocabulary = read_vocabulary(base.tokenizer.backend_tokenizer)
     check_vocabulary(stage.objective, vocabulary)
@@ -73,6 +76,8 @@ def train(recipe: Recipe, *, name: str, console: Console, force: bool = False, c
     base_fingerprint = fingerprint(base)
     proofs, peft_model = prove_and_attach(base, stage, console)
     trainable, total = count_parameters(peft_model)
+    for number, prompt in enumerate(stage.prompts):
+        open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=False, where=f"prompts[{number}]")
     make_stage(folder, recipe, need_bytes=bytes_needed(stage.train, trainable))
     write_json(folder.path / "environment.json", environment(device, proofs))
     model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head)  # the adapter was put into it in place
@@ -88,7 +93,6 @@ def train(recipe: Recipe, *, name: str, console: Console, force: bool = False, c
     run_trainer(stage, folder, base, model, peft_model, steps, device, measures, console, outcome)
     save_adapter(peft_model, folder.adapter, base_name=base.path)
     base.tokenizer.save_pretrained(str(folder.adapter))
-    write_json(folder.path / "samples.json", outcome.samples)
     write_stack(folder, base_name=recipe.base, base_fingerprint=base_fingerprint)
     outcome.seconds = time.perf_counter() - started
     console.print(f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora generate {folder.path} --prompt 剑光一闪")
@@ -123,6 +127,7 @@ def evaluators(stage: Stage, base: Base, data: TextData, device: Device, outcome
         with precision_context(device.device, device.dtype):
             answers = generate(model.model, base.tokenizer, stage.prompts, stage.sampling)
         outcome.samples.append({answer.prompt: answer.text for answer in answers})
+        write_json(outcome.folder / "samples.json", outcome.samples)
         for answer in answers:
             console.print(f"  [bold]{answer.prompt}[/bold]", end="", highlight=False)
             console.print(answer.text, markup=False, highlight=False)

@@ -28,7 +28,7 @@ READ_BY: dict[str, set[str]] = {
 class Objective(BaseModel, frozen=True, extra="forbid"):
     """What a window of text is made to teach.
 
-    kind: `clm` next token everywhere; `span` next token where the token itself was hidden (seed 001); `fim` fill in the middle
+    kind: `clm` next token everywhere; `span` next token where the token itself was hidden; `fim` fill in the middle
     mask_ratio: span: share of tokens predicted, 15 % as BERT; 0 would teach nothing
     span_ratio: span: share of those that lie in spans, the rest single tokens
     span_length: span: shortest and longest span in tokens, idiom length in Chinese

@@ -40,12 +40,13 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     general: files or folders of ordinary text that keep the base from forgetting; None for none
     general_validation: what of the general text is held out, as in `validation`; measures forgetting
     general_ratio: share of an epoch's training TOKENS that are general, 0 <= r < 1; 0 uses general text for validation only. Must be
-        given with `general`, and only then. The papers' and the seed's habit is 0.05 to 0.1
+        given with `general`, and only then. 0.05 to 0.1 is customary
     general_repeat: may a general window appear several times in an epoch when there is too little general text? Repeated text is
         learned by heart, so only when told
     window: longest training sample, in tokens; memory grows with it, at most the context of the base
     overlap: tokens repeated from the end of one window at the start of the next; they are trained twice, so 0 unless wanted
-    min_window: shortest window kept by itself, in tokens, at most half a window: with little context little is learned. A shorter tail
+    min_window: shortest window kept by itself, in tokens, at most half a window; None takes an eighth of the window, at most 64. With
+        little context little is learned. A shorter tail
         shares its tokens evenly with the window before it; none is lost
     cleaning: what is taken out of the text on its way in
     seed: of the split, the draws and the shuffle; runs with equal seeds see equal data
@@ -60,7 +61,7 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     general_repeat: bool = False
     window: int = Field(default=1024, ge=8)
     overlap: int = Field(default=0, ge=0)
-    min_window: int = Field(default=64, ge=1)
+    min_window: int | None = Field(default=None, ge=1)
     cleaning: Cleaning = Cleaning()
     seed: int = Field(default=0, ge=0)
 
@@ -71,7 +72,7 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
             raise UserError("data.train", got="nothing", expected="a file, a folder, a list of them, or a mapping of styles")
         if self.overlap >= self.window:
             raise UserError("data.overlap", got=f"{self.overlap} tokens", expected=f"less than data.window, {self.window} tokens")
-        if self.min_window > self.window // 2:
+        if self.min_window is not None and self.min_window > self.window // 2:
             half = f"at most half of data.window, {self.window // 2} tokens"
             raise UserError("data.min_window", got=f"{self.min_window} tokens", expected=half)
         check_ratio("data.general_ratio", self.general_ratio)

@@ -1,4 +1,4 @@
-"""Span masking under causal attention (seed 001): some tokens are hidden from the context and predicted from the left.
+"""Span masking under causal attention: some tokens are hidden from the context and predicted from the left.
 
     text     a b c d e f g h
     chosen       c d     g          half of them in spans, half single

@@ -244,6 +244,11 @@ def draw_evenly(lengths: np.ndarray, count: int, rng: np.random.Generator) -> np
     return order[(np.arange(count) * len(lengths) + offset) // count]
 
 
+def shortest_window(data: Data) -> int:
+    """`data.min_window`, or what it is where nobody chose it."""
+    return data.min_window or max(1, min(64, data.window // 8))
+
+
 def _cut(
     data: Data, table: np.ndarray, store: TokenStore, part: Part, name: str, where: str, weight: float
 ) -> _Source:
@@ -254,7 +259,7 @@ def _cut(
     sides: dict[bool, list[np.ndarray]] = {False: [np.empty((0, 3), np.int64)], True: [np.empty((0, 3), np.int64)]}
     for number, run in enumerate(runs):
         overlap = 0 if run.held else data.overlap
-        cuts = run.start + cut_windows(store.ids[run.start : run.end], table, data.window, overlap, data.min_window)
+        cuts = run.start + cut_windows(store.ids[run.start : run.end], table, data.window, overlap, shortest_window(data))
         sides[run.held].append(np.column_stack([cuts, np.full(len(cuts), number)]))
     return _Source(
         part=part, style=name, where=where, weight=weight, store=store, runs=runs,

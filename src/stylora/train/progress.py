@@ -45,7 +45,8 @@ class ProgressDisplay(TrainerCallback):
         measured = any(key.startswith("eval_") for key in logs or {})
         if not self.console.is_terminal and (measured or time.perf_counter() - self.printed > self.quiet):
             self.printed = time.perf_counter()
-            self.console.print(f"step {state.global_step}/{state.max_steps}  " + "  ".join(f"{k} {v}" for k, v in self.figures(state)))
+            figures = [("left", self.left(state)), *self.figures(state)]
+            self.console.print(f"step {state.global_step}/{state.max_steps}  " + "  ".join(f"{k} {v}" for k, v in figures))
 
     def on_step_begin(self, args, state, control, **_):
         self.step_started = time.perf_counter()
@@ -66,6 +67,12 @@ class ProgressDisplay(TrainerCallback):
         """Give the terminal back; also after an error."""
         if self.live.is_started:
             self.live.stop()
+
+    def left(self, state) -> str:
+        """Time to the end at the speed so far, without what evaluations will take."""
+        done = state.global_step - self.first_step
+        seconds = self.training_seconds / done * (state.max_steps - state.global_step) if done else 0.0
+        return f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s" if done else "?"
 
     def figures(self, state) -> list[tuple[str, str]]:
         """(name, value) pairs of the display, in order."""
@@ -101,7 +108,9 @@ def memory() -> str:
 
 def gpu_use() -> str:
     """Share of the last second in which the GPU was busy."""
+    from pynvml import NVMLError
+
     try:
         return f"{torch.cuda.utilization()} %"
-    except (ModuleNotFoundError, RuntimeError):  # nvidia-ml-py is not installed, or the driver does not tell
+    except (NVMLError, RuntimeError):  # the driver does not tell, as on a slice of a GPU
         return "unknown"

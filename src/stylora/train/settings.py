@@ -24,7 +24,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     samples_per_step: samples (windows, conversations) that make one optimizer step, whatever fits at once
     tokens_per_microbatch: padded tokens computed at once; lower it when memory is short, the result stays the same
     row_tokens: pack several samples into rows of up to so many tokens; None keeps one a row, which needs no attention mask
-    learning_rate: peak rate; 1e-4..5e-4 suits LoRA, the seed's 5e-5 is cautious
+    learning_rate: peak rate; 1e-4..1e-3 suits LoRA, small bases the upper end, large ones the lower
     lr_scheduler_type: as in transformers
     warmup_steps: steps of rising rate; below 1 a share of all steps
     weight_decay, adam_beta1, adam_beta2, adam_epsilon: AdamW's own
@@ -60,7 +60,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     save_total_limit: int | None = Field(default=2, ge=1)
     logging_steps: int = Field(default=1, ge=1)
     report_to: list[str] = ["tensorboard"]
-    seed: int = 42
+    seed: int = Field(default=42, ge=0, lt=2**32)
 
     @model_validator(mode="before")
     @classmethod
@@ -81,7 +81,10 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         for name in ("eval_strategy", "save_strategy"):
             if values.get(name) is False:  # YAML 1.1 reads a bare `no` as false
                 values[name] = "no"
-        asked = [name for name in ("bf16", "fp16") if name in values and values.pop(name)]
+        given = [name for name in ("bf16", "fp16") if name in values]
+        asked = [name for name in given if values.pop(name)]
+        if given and not asked:
+            values.setdefault("precision", "fp32")  # as transformers understands `bf16: false`
         if asked:
             if len(asked) > 1 or "precision" in values:
                 raise ValueError("bf16, fp16 and precision are one choice; keep one")
@@ -89,3 +92,10 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         if isinstance(values.get("report_to"), str):
             values["report_to"] = [] if values["report_to"] == "none" else [values["report_to"]]
         return values
+
+    @model_validator(mode="after")
+    def some_steps(self) -> Train:
+        """Zero steps would train nothing."""
+        if self.max_steps == 0:
+            raise ValueError("max_steps is 0, expected a number of steps, or -1 to go by epochs")
+        return self

@@ -51,7 +51,7 @@ def check_trackers(names: list[str], where: str = "train.report_to") -> None:
 def training_arguments(train: Train, device: Device, output: Path, total_steps: int) -> TrainingArguments:
     """Our settings as transformers has them. Step size, order and divisor are ours: its batch is one `Step`, accumulation 1."""
     trackers = [name for name in train.report_to if name != "tensorboard"]  # ours writes events where the run lies
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=str(output), max_steps=total_steps, per_device_train_batch_size=1, gradient_accumulation_steps=1,
         learning_rate=train.learning_rate, lr_scheduler_type=train.lr_scheduler_type, warmup_steps=train.warmup_steps,
         weight_decay=train.weight_decay, adam_beta1=train.adam_beta1, adam_beta2=train.adam_beta2, adam_epsilon=train.adam_epsilon,
@@ -59,8 +59,11 @@ def training_arguments(train: Train, device: Device, output: Path, total_steps: 
         use_cpu=device.device.type == "cpu", eval_strategy="no", save_strategy="no",
         save_total_limit=train.save_total_limit, logging_steps=train.logging_steps,
         report_to=trackers or "none", seed=train.seed, logging_nan_inf_filter=False, remove_unused_columns=False, disable_tqdm=True,
-        dataloader_pin_memory=False, label_names=[],
+        dataloader_pin_memory=False, label_names=[], optim="adamw_torch_fused",
     )  # fmt: skip
+    if arguments.n_gpu > 1:  # one process, several cards: transformers would wrap the model in DataParallel, which can't split a forest
+        arguments._n_gpu = 1
+    return arguments
 
 
 class ForestTrainer(Trainer):
