@@ -15,7 +15,7 @@ from stylora.corpus.clean import Cleaning
 from stylora.errors import UserError
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
-from stylora.recipe.recipe import Recipe, Stage, load_recipe
+from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
 from stylora.train.settings import Train
@@ -263,3 +263,11 @@ def test_all_sections_of_a_recipe_are_walked():
         return found
 
     assert sections(Recipe) == set(RECEIVERS)
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", "/", "a/b", "a\\b", "C:x"])
+def test_a_stage_is_named_by_one_folder_name(name):
+    """A path would let `--force` replace folders outside the run."""
+    with pytest.raises(UserError, match="name"):
+        parse_recipe({"stages": [{"name": name, "data": {"train": "x"}}]}, [], name="r")
+    assert parse_recipe({"stages": [{"name": "风格 1", "data": {"train": "x"}}]}, [], name="r").stages[0].name == "风格 1"

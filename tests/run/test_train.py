@@ -274,7 +274,8 @@ def test_an_unfinished_run_is_refused(books, tmp_path):
 def test_a_folder_of_something_else_is_refused(books, tmp_path, there):
     (tmp_path / "x" / "style").mkdir(parents=True)
     (tmp_path / "x" / "style" / there).write_text("{ a novel", encoding="utf-8")
-    assert "got files that are no run" in refused(tmp_path, recipe(books, tmp_path / "x"))
+    for force in (False, True):
+        assert "got files that are no run" in refused(tmp_path, recipe(books, tmp_path / "x"), force=force)
 
 
 @pytest.mark.parametrize("file", ["x", "x/style"])
@@ -321,6 +322,7 @@ def test_a_full_disk(finished, books, tmp_path, monkeypatch, force):
         ("base=/no/such/folder", "base: got '/no/such/folder'"),
         ("data.train=/no/such/novels", "/no/such/novels"),
         ("train.report_to=[no_such_tracker]", "train.report_to: got 'no_such_tracker', expected"),
+        ("prompts=['']", "prompts[0]: got an empty prompt"),
     ],
 )
 def test_refused_with_nothing_written(books, cache, tmp_path, override, message):
@@ -374,3 +376,15 @@ def test_an_adapter_of_another_base_is_not_opened(finished, random_model, tokeni
     tokenizer.save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="does not fit this base"):
         open_model(str(finished.folder / "adapter"), FP32, base=str(tmp_path / "other"))
+
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_every_shipped_recipe_trains(path, cache, tmp_path, monkeypatch):
+    """Two steps on the bundled base, everything else as shipped."""
+    monkeypatch.chdir(path.parents[1])
+    overrides = ["base=tiny", "train.max_steps=2", "train.samples_per_step=2", "train.eval_strategy=no", f"output_dir={tmp_path}"]
+    outcome = rerun(load_recipe(path, overrides), cache)
+    assert outcome.steps == 2 and set(outcome.held_out[-1]) == {"style", "general"} and "剑光一闪" in outcome.samples[-1]

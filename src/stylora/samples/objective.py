@@ -38,7 +38,7 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
     loss: fim: `all` tokens, as the paper trains, or only the `middle`
     """
 
-    kind: Literal["clm", "span", "fim"] = "span"
+    kind: Literal["clm", "span", "fim"] = "clm"
     mask_ratio: float = Field(default=0.15, gt=0, le=1)
     span_ratio: float = Field(default=0.5, ge=0, le=1)
     span_length: tuple[int, int] = (3, 5)
