@@ -68,7 +68,7 @@ class Settings:
 
 
 FULL = Settings()
-QUICK = replace(FULL, window=256, samples_per_step=4, microbatches=(4,))
+QUICK = replace(FULL, window=256, samples_per_step=4, steps=1, microbatches=(4,))
 ZIPF_SHIFT = 2.7  # Zipf-Mandelbrot: frequency ~ 1 / (rank + 2.7)
 IGNORED = -100  # the label without a loss, of torch.nn.CrossEntropyLoss
 

@@ -92,7 +92,7 @@ def test_a_disk_that_cannot_be_written(monkeypatch, capsys, number):
     monkeypatch.setattr(cli, "app", fail)
     assert run(monkeypatch) == 2
     printed = capsys.readouterr().err
-    assert printed.startswith(f"error: runs/x: got {os.strerror(number).lower()}, expected to write there")
+    assert printed.startswith(f"error: runs/x: got {os.strerror(number).lower()}, expected leave and room to read and write there")
     assert printed.count("\n") == 1
 
 
@@ -155,7 +155,7 @@ def test_json_is_alone_on_stdout(monkeypatch, capsys, tmp_path):
 
     import stylora.run.demo
 
-    def demo(out, overrides, *, console):
+    def demo(out, overrides, *, console, force):
         console.print("progress 进度")
         return {"style": {"before": 1.0}, "folder": str(out), "overrides": overrides}
 

@@ -61,7 +61,7 @@ def test_greedy_is_transformers_greedy_and_padding_changes_nothing(model, tokeni
     results = generate(model, tokenizer, PROMPTS, greedy(repetition_penalty=penalty))
     for prompt, result in zip(PROMPTS, results, strict=True):
         expected = reference(model, tokenizer, prompt, 12, repetition_penalty=penalty)
-        assert result.text == tokenizer.decode(expected, skip_special_tokens=True)
+        assert result.text == tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
         assert (result.prompt, result.tokens) == (prompt, len(expected))
         assert generate(model, tokenizer, [prompt], greedy(repetition_penalty=penalty)) == [result]
         assert len(set(expected)) > 6  # no token repeated for ever
@@ -76,7 +76,7 @@ def test_the_penalty_counts_the_prompt(model, tokenizer):
     results = generate(model, tokenizer, [prompt, "他"], greedy(repetition_penalty=2.0))
     for result in results:
         expected = reference(model, tokenizer, result.prompt, 12, repetition_penalty=2.0)
-        assert result.text == tokenizer.decode(expected, skip_special_tokens=True)
+        assert result.text == tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
     assert generate(model, tokenizer, [prompt], greedy())[0].text != results[0].text
 
 
@@ -88,7 +88,7 @@ def test_padding_moves_no_absolute_position(tokenizer):
         model.transformer.wpe.weight.mul_(50)
     for result in generate(model, tokenizer, PROMPTS, greedy()):
         expected = reference(model, tokenizer, result.prompt, 12)
-        assert result.text == tokenizer.decode(expected, skip_special_tokens=True)
+        assert result.text == tokenizer.decode(expected, skip_special_tokens=True).rstrip("\ufffd")
 
 
 def test_a_continuation_does_not_depend_on_its_batch(model, tokenizer):
@@ -181,12 +181,12 @@ def test_never_half_a_character(tokenizer):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-def test_a_character_that_never_came_whole_is_told_at_the_end(tokenizer):
+def test_a_character_that_never_came_whole_is_not_written(tokenizer):
     ids = tokenizer("龘")["input_ids"]
     assert len(ids) > 1
     writer = Writer(tokenizer, [], [])
     assert [writer.push(token) for token in ids[:-1]] == [""] * (len(ids) - 1)
-    assert writer.close() == tokenizer.decode(ids[:-1])
+    assert tokenizer.decode(ids[:-1]) == "\ufffd" and writer.close() == ""
 
 
 def test_a_stop_text_is_cut_and_its_beginning_held_back(tokenizer):
@@ -218,7 +218,7 @@ def test_end_tokens_end_a_continuation(model, tokenizer):
     result = generate(model, tokenizer, PROMPTS[:1], greedy())[0]
     before = drawn[: drawn.index(end)]
     assert result.tokens == len(before) and result.stopped == "stop"
-    assert result.text == tokenizer.decode(before, skip_special_tokens=True)
+    assert result.text == tokenizer.decode(before, skip_special_tokens=True).rstrip("\ufffd")
 
 
 def test_end_tokens_are_of_model_tokenizer_and_template(model, tokenizer):

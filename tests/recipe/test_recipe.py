@@ -74,7 +74,7 @@ def test_what_is_written_is_read(recipe):
     assert (stage.sampling.temperature, stage.sampling.stop) == (0, ["。"])
 
 
-@pytest.mark.parametrize("text", [WHOLE, SHORT, SHORT + "    objective: {kind: clm}\n", SHORT + "    objective: {whole_words: true}\n"])
+@pytest.mark.parametrize("text", [WHOLE, SHORT, SHORT + "    objective: {kind: clm}\n", SHORT + "    objective: {kind: span, whole_words: true}\n"])
 def test_the_resolved_recipe_is_a_recipe_again(recipe, text):
     """As a run keeps it: all values written out."""
     read = recipe(text)
@@ -105,7 +105,7 @@ def test_shipped_recipes_load(path):
         ("data.cleaning.adverts=false", "data.cleaning.adverts", False),
         ("data.validation=0.1", "data.validation", 0.1),
         ("objective.kind=clm", "objective.kind", "clm"),
-        ("objective.span_length=[2, 3]", "objective.span_length", (2, 3)),
+        ("objective={kind: span, span_length: [2, 3]}", "objective.span_length", (2, 3)),
         ("train.row_tokens=", "train.row_tokens", None),
         ("train.report_to=none", "train.report_to", []),
         ("prompts=[]", "prompts", []),

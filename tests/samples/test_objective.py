@@ -63,5 +63,5 @@ def test_clm_on_very_short_windows(length):
 
 @pytest.mark.parametrize("key", [(0, 0, 0, 0), (2**64 - 1, 0, -(2**63), 2**63 - 1)])
 def test_any_integers_make_a_key(key):
-    sample = build_sample(Objective(), np.arange(40, dtype=np.int32), vocabulary=VOCABULARY, key=key)
+    sample = build_sample(Objective(kind="span"), np.arange(40, dtype=np.int32), vocabulary=VOCABULARY, key=key)
     assert len(sample.edges) == round(0.15 * 39)

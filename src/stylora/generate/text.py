@@ -67,10 +67,10 @@ class Writer:
         return self._certain(fresh)
 
     def close(self) -> str:
-        """What is left when no token follows; a character that never came whole stays U+FFFD, as the tokenizer decodes it."""
+        """What is left when no token follows; a character that never came whole is not written."""
         if self.stopped:
             return ""
-        text = self._certain(self._fresh()) + self.held
+        text = self._certain(self._fresh().rstrip(UNFINISHED)) + self.held
         self.held = ""
         return text
 
