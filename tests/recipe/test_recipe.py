@@ -74,7 +74,9 @@ def test_what_is_written_is_read(recipe):
     assert (stage.sampling.temperature, stage.sampling.stop) == (0, ["。"])
 
 
-@pytest.mark.parametrize("text", [WHOLE, SHORT, SHORT + "    objective: {kind: clm}\n", SHORT + "    objective: {kind: span, whole_words: true}\n"])
+@pytest.mark.parametrize(
+    "text", [WHOLE, SHORT, SHORT + "    objective: {kind: clm}\n", SHORT + "    objective: {kind: span, whole_words: true}\n"]
+)
 def test_the_resolved_recipe_is_a_recipe_again(recipe, text):
     """As a run keeps it: all values written out."""
     read = recipe(text)

@@ -180,7 +180,7 @@ def test_fresh_every_epoch_and_the_same_in_every_run():
     vocabulary = Vocabulary(ordinary=ORDINARY, fim=None)
 
     def draw(*key: int) -> tuple[list[int], list[int]]:
-        sample = build_sample(Objective(), window(200), vocabulary=vocabulary, key=key)
+        sample = build_sample(Objective(kind="span"), window(200), vocabulary=vocabulary, key=key)
         return sample.forest.ids.tolist(), sample.edges.source.tolist()
 
     seed, epoch, source, number = 42, 0, 2**63 - 1, 5
