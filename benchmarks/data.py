@@ -80,7 +80,8 @@ def compare(settings: Settings, measure: Measure) -> Json:
             size = write_corpus(Path(folder), megabytes, megabytes, settings.seed)
             alone = task(settings, "stylora", megabytes, folder, size)
             rows.append(row(alone, [measure(alone)], speed=SPEED))
-    return {"settings": asdict(settings), "rows": rows, "ratios": ratios(rows), "notes": NOTES}
+    shown = asdict(settings) | {"tokenizer": Path(settings.tokenizer).parent.name}
+    return {"settings": shown, "rows": rows, "ratios": ratios(rows), "notes": NOTES}
 
 
 def task(settings: Settings, contender: str, megabytes: int, folder: str, size: int) -> Json:
