@@ -216,8 +216,8 @@ def stylora(
     no_tokenizer: Any = None  # it is only ever saved beside the adapter
     return ForestTrainer(
         adapted, peft_model, no_tokenizer, steps,
-        training_arguments(train, device, output, len(steps)), base_name="random", evaluators=[], eval_at=set(), save_at=set(),
-        callbacks=[clock],
+        training_arguments(train, device, output, len(steps)), train, base_name="random", folder=output,
+        evaluators=[], eval_at=set(), save_at=set(), callbacks=[clock],
     )  # fmt: skip
 
 

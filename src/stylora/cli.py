@@ -96,19 +96,14 @@ def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
     overrides: Overrides = None,
     force: Force = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Fail where there is no unfinished run to go on with.")] = False,
+    extend: Annotated[float, typer.Option(min=0, help="Go on with a run for so many epochs more than its recipe has.")] = 0,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes of this machine that train together, one for each GPU.")] = 1,
 ) -> None:
-    """Train what a recipe describes."""
-    from stylora.recipe.recipe import load_recipe
+    """Train what a recipe describes; an unfinished run goes on where it stopped."""
+    from stylora.run.start import start_training
 
-    loaded = load_recipe(recipe, overrides or [])
-    from stylora.run.train import train as run
-    from stylora.train.trainer import TrainingStopped
-
-    try:
-        run(loaded, name=recipe.stem, console=_console(), force=force)
-    except TrainingStopped as stopped:
-        Console(stderr=True).print(f"[red]stopped:[/red] {_escaped(str(stopped))}")
-        raise typer.Exit(1) from stopped
+    raise typer.Exit(start_training(recipe, overrides or [], console=_console(), force=force, resume=resume, extend=extend, nproc=nproc))
 
 
 @app.command()
@@ -214,6 +209,81 @@ def data_mix(
         from stylora.samples.store import report_row
 
         _print_json({**asdict(mix), "reports": [report_row(report) for report in mix.reports]})
+
+
+class _ListByDefault(TyperGroup):
+    """`runs` is `runs list`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+runs = typer.Typer(
+    cls=_ListByDefault, no_args_is_help=False, subcommand_metavar="[list|show|rm]",
+    help="The runs there are: how far each came, what it measured, and taking one away. `stylora runs` lists them.",
+)  # fmt: skip
+app.add_typer(runs, name="runs")
+
+RunName = Annotated[str, typer.Argument(metavar="RUN", help="A run or a stage, by its folder or as `stylora runs` names it.")]
+
+
+@runs.command("list")
+def runs_list(
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help="Where to look; `runs` by default.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """One line a run, the newest first."""
+    from stylora.run.runs import RUNS, list_runs
+    from stylora.run.show_runs import show_list
+
+    found = list_runs(folder or RUNS)
+    if as_json:
+        _print_json({"runs": [run.as_json() for run in found]})
+    elif found:
+        show_list(found, _console())
+    else:
+        _console().print(f"no runs in {_escaped(str(folder or RUNS))}", highlight=False)
+
+
+@runs.command("show")
+def runs_show(run: RunName, as_json: AsJson = False) -> None:
+    """Recipe, evaluations, checkpoints, and the command that comes next."""
+    from stylora.run.runs import find_run
+    from stylora.run.show_runs import show
+
+    found = find_run(run)
+    if as_json:
+        _print_json({"stages": [stage.as_json() for stage in found]})
+        return
+    for stage in found:
+        show(stage, _console())
+
+
+@runs.command("rm")
+def runs_rm(
+    run: RunName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Remove a run or one stage of it, with everything in its folder; asks first."""
+    from stylora.run.runs import check_removable, find_run, remove
+    from stylora.run.show_runs import size
+
+    found = find_run(run)
+    check_removable(found)
+    named = ", ".join(str(stage.folder.path) for stage in found)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise UserError("--yes", got="no terminal to ask at", expected="a yes", do=f"give --yes to remove {named}")
+        if not typer.confirm(f"remove {named} ({size(sum(stage.bytes for stage in found))})?", err=True):
+            raise typer.Exit(1)
+    freed = remove(found)
+    if as_json:
+        _print_json({"removed": [str(stage.folder.path) for stage in found], "bytes": freed})
+    else:
+        _console().print(f"removed {_escaped(named)}: {size(freed)} freed", highlight=False)
 
 
 @app.command()

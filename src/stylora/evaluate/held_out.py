@@ -1,6 +1,6 @@
-"""Next-token loss on held-out clean text: the same measure whatever the objective was.
+"""Loss on what was held out: of clean text the next-token loss, whatever the objective was; of conversations the loss of the answers.
 
-Knows no recipes. Perplexity is per token (exp of nats per token) and per character, which compares across tokenizers.
+Knows no recipes. Several processes score a share each, and all get all of it. Perplexity is per token (exp of nats per token) and per character, which compares across tokenizers.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stylora.forest import pack
+from stylora.forest import Sample, pack
 from stylora.model.forest_model import ForestModel, to_tensors
-from stylora.samples.clm import clm
+from stylora.model.processes import rank, ranks, summed
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """nats: float64 [N], summed over each window; tokens: int64 [N] predicted; characters: float64 [N] they decode to"""
+    """nats: float64 [N], summed over each sample by its edges' weights; tokens: float64 [N], weight of what was predicted;
+    characters: float64 [N] it decodes to"""
 
     nats: np.ndarray
     tokens: np.ndarray
@@ -30,9 +31,18 @@ class HeldOut:
         """Nats per token."""
         return float(self.nats.sum() / self.tokens.sum())
 
+    def as_json(self) -> dict[str, list[float]]:
+        """For held_out.jsonl."""
+        return {name: values.tolist() for name, values in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, columns: dict[str, list[float]]) -> HeldOut:
+        """What `as_json` gave."""
+        return cls(**{name: np.array(values, float) for name, values in columns.items()})
+
     @property
     def error(self) -> float:
-        """Standard error of `loss` over windows, as a ratio estimator (Cochran, Sampling Techniques, section 2.11)."""
+        """Standard error of `loss` over samples, as a ratio estimator (Cochran, Sampling Techniques, section 2.11)."""
         return ratio_error(self.nats, self.tokens)
 
     @property
@@ -60,30 +70,30 @@ def ratio_error(totals: np.ndarray, sizes: np.ndarray) -> float:
     return float(math.sqrt((residuals**2).sum() / (count - 1) / count) / sizes.mean())
 
 
-def measure(model: ForestModel, windows: Sequence[np.ndarray], characters: Sequence[float], *, tokens_at_once: int = 8192) -> HeldOut:
-    """Score every window's tokens from the second on. windows: int32 [T] each; characters: what each decodes to.
+def measure(model: ForestModel, samples: Sequence[Sample], characters: Sequence[float], *, tokens_at_once: int = 8192) -> HeldOut:
+    """Score the edges of every sample. characters: what the predicted part of each decodes to.
 
     The model is put in eval mode for it and runs under the autocast of its caller.
     """
     was_training = model.training
     model.eval()
-    nats = np.zeros(len(windows))
-    device = model.model.device
-    order = sorted(range(len(windows)), key=lambda i: len(windows[i]), reverse=True)
+    nats = np.zeros(len(samples))
+    order = sorted(range(len(samples)), key=lambda i: (samples[i].forest.is_chain, len(samples[i])), reverse=True)
+    order = order[rank() :: ranks()]  # of like length on all processes
     start = 0
     while start < len(order):
-        rows = max(1, tokens_at_once // len(windows[order[start]]))
-        group = order[start : start + rows]
-        start += rows
-        # rows of one micro-batch keep their order: pack sorts by length, stably, and these already are
-        for batch in pack([clm(windows[i]) for i in group], tokens_per_microbatch=rows * len(windows[group[0]])):
-            losses = model.nats(to_tensors(batch, device)).double().cpu().numpy()
-            line = np.sort(batch.edge_source) // batch.ids.shape[1]
-            np.add.at(nats, np.array(group)[line], losses)
+        rows = max(1, tokens_at_once // len(samples[order[start]]))
+        group = [i for i in order[start : start + rows] if samples[i].forest.is_chain == samples[order[start]].forest.is_chain]
+        start += len(group)
+        # one micro-batch, its rows in this order: pack sorts by length, stably, and these already are
+        (batch,) = pack([samples[i] for i in group], tokens_per_microbatch=rows * len(samples[group[0]]))
+        by_source = np.argsort(batch.edge_source, kind="stable")
+        losses = model.nats(to_tensors(batch, model.model.device)).double().cpu().numpy()
+        line = batch.edge_source[by_source] // batch.ids.shape[1]
+        np.add.at(nats, np.array(group)[line], losses * batch.edge_weight[by_source])
     model.train(was_training)
-    tokens = np.array([len(window) - 1 for window in windows], np.int64)
-    share = np.array([(len(window) - 1) / len(window) for window in windows])
-    return HeldOut(nats=nats, tokens=tokens, characters=np.asarray(characters, float) * share)
+    tokens = np.array([sample.edges.weight.sum(dtype=np.float64) for sample in samples])
+    return HeldOut(nats=summed(nats), tokens=tokens, characters=np.asarray(characters, float))
 
 
 def precision_context(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -12,7 +12,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -64,6 +64,19 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     if homeless:
         raise _unfit(folder, f"{len(homeless)} of its weights find no module, {min(homeless)}")
     return adapted
+
+
+def restore_adapter(model: PeftModel, folder: Path) -> None:
+    """Put saved weights into the adapter that is there; which adapters are active and which train stays as it is.
+
+    Raises UserError where the file holds other weights than the adapter has.
+    """
+    before = (list(model.active_adapters), [name for name, parameter in model.named_parameters() if parameter.requires_grad])
+    weights = load_peft_weights(str(folder), device="cpu")
+    if weights.keys() != get_peft_model_state_dict(model, save_embedding_layers=False).keys():
+        raise _unfit(folder, "its weights have other names or numbers")
+    set_peft_model_state_dict(model, weights)
+    assert before == (list(model.active_adapters), [name for name, p in model.named_parameters() if p.requires_grad])
 
 
 def _unfit(folder: Path, reason: str) -> UserError:

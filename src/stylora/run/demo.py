@@ -17,7 +17,8 @@ from stylora.evaluate.held_out import HeldOut, ratio_error
 from stylora.recipe.recipe import parse_recipe, read_yaml
 from stylora.samples.text import PARTS
 
-from .train import Outcome, train
+from .measuring import Outcome
+from .train import train
 
 RECIPE = "recipes/wuxia.yaml"
 

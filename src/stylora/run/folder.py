@@ -1,45 +1,57 @@
-"""The folder of a run: `runs/<run>/<stage>/`, what lies in it, and whether it may be written.
+"""The folder of a run: `runs/<run>/<stage>/`, what lies in it, and whether it may be written, gone on with or left alone.
 
     recipe.yaml        the resolved recipe of this stage: run it again with `stylora train`
     environment.json   versions, device, proofs
     metrics.jsonl      one JSON object a line; events.* for TensorBoard beside it
-    samples.json       the fixed prompts, continued at every evaluation
-    checkpoints/       checkpoint-N: adapter, optimizer, scheduler, generators
+    held_out.jsonl     every held-out sample's loss at every evaluation
+    samples.jsonl      the fixed prompts, continued at every evaluation
+    checkpoints/       checkpoint-N: adapter, optimizer, scheduler, generators, manifest
     adapter/           the adapter in plain PEFT format, the tokenizer beside it
     stack.json         base and adapters with their hashes: what generate opens; written last, so it marks a finished stage
+    .lock              held while a process trains here
+
+Runs from older recipes put checkpoints and adapter where those recipes expect them (`layout`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
+from pydantic import ValidationError
 
 from stylora.errors import UserError
 from stylora.model.base import hash_file
 from stylora.recipe.recipe import Recipe
 
+LOCK = ".lock"
+
 
 @dataclass(frozen=True, kw_only=True)
 class StageFolder:
-    """Paths of one stage."""
+    """Paths of one stage. layout: as in the recipe"""
 
     path: Path
+    layout: str = "stages"
 
     @property
     def adapter(self) -> Path:
         """The finished adapter."""
-        return self.path / "adapter"
+        return {"stages": self.path / "adapter", "flat": self.path, "final": self.path / "final"}[self.layout]
 
     @property
     def checkpoints(self) -> Path:
         """checkpoint-N folders."""
-        return self.path / "checkpoints"
+        return self.path / "checkpoints" if self.layout == "stages" else self.path
 
     @property
     def stack(self) -> Path:
@@ -51,48 +63,106 @@ class StageFolder:
         """The resolved recipe."""
         return self.path / "recipe.yaml"
 
+    def is_empty(self) -> bool:
+        """Nothing lies there yet."""
+        return not self.path.exists() or all(entry.name == LOCK for entry in self.path.iterdir())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A stage's folder and what is to be done there. state: `new`, `resume` (this recipe's own, unfinished) or `done`"""
+
+    stage: StageFolder
+    state: str
+
 
 def run_folder(recipe: Recipe, name: str) -> Path:
     """Where a run lies: the recipe's `output_dir`, else `runs/<name>`."""
     return Path(recipe.output_dir) if recipe.output_dir else Path("runs") / name
 
 
-def claim_stage(folder: Path, recipe: Recipe, *, force: bool) -> StageFolder | None:
-    """The stage's folder, before anything is computed or written; None when this very recipe is already done there.
+def stage_folder(folder: Path, recipe: Recipe) -> StageFolder:
+    """The stage's place in the run's folder."""
+    return StageFolder(path=folder / recipe.stages[0].name if recipe.layout == "stages" else folder, layout=recipe.layout)
+
+
+def claim_stage(folder: Path, recipe: Recipe, *, force: bool, extend: bool = False) -> Claim:
+    """What is to be done in the stage's folder, before anything is computed or written.
 
     force: replace a run that lies there, another one or an unfinished one; never files that are no run
-    Raises UserError for a file in its place, for files that are no run, and unless forced for another or an unfinished run.
+    extend: the recipe is that of the run there, with more epochs
+    Raises UserError for a file in its place, for files that are no run, unless forced for another run, and for `extend` without a run.
     """
-    stage = StageFolder(path=folder / recipe.stages[0].name)
+    stage = stage_folder(folder, recipe)
     file = next((path for path in [stage.path, *stage.path.parents] if path.is_file()), None)
     if file is not None:
         raise UserError(str(file), got="a file", expected="a folder for the run", do="set output_dir to another place")
-    if not stage.path.exists() or not any(stage.path.iterdir()):
-        return stage
+    if stage.is_empty():
+        if extend:
+            raise UserError("--extend", got=f"no run in {stage.path}", expected="a finished run", do="train it first, without --extend")
+        return Claim(stage=stage, state="new")
     there = _kept_recipe(stage)
     if there is None:
         raise UserError(
             str(stage.path), got="files that are no run", expected="an empty folder or this recipe's own run", do="set output_dir"
         )  # fmt: skip
     if force:
-        return stage
-    if there != recipe.model_dump(mode="json"):
+        return Claim(stage=stage, state="new")
+    ours, theirs = comparable(recipe), comparable(there)
+    if ours != theirs and not (extend and _is_longer(recipe, there)):
         raise UserError(
-            str(stage.path), got="another run", expected="an empty folder or this recipe's own run",
+            str(stage.path), got=f"another run ({difference(theirs, ours)})", expected="an empty folder or this recipe's own run",
             do="set output_dir, or give --force to replace it",
         )  # fmt: skip
-    if stage.stack.is_file():
+    return Claim(stage=stage, state="done" if _done_with(stage, recipe) else "resume")
+
+
+def comparable(recipe: Recipe) -> dict[str, Any]:
+    """A recipe without where it is kept: a run that was moved is the same run."""
+    return recipe.model_dump(mode="json") | {"output_dir": None}
+
+
+def difference(there: Any, here: Any, key: str = "") -> str:
+    """The first key in which two dumped recipes differ, and its two values."""
+    if isinstance(there, dict) and isinstance(here, dict):
+        name = next(name for name in [*there, *here] if name not in there or name not in here or there[name] != here[name])
+        return difference(there.get(name), here.get(name), f"{key}.{name}" if key else name)
+    if isinstance(there, list) and isinstance(here, list) and len(there) == len(here):
+        number = next(number for number, pair in enumerate(zip(there, here, strict=True)) if pair[0] != pair[1])
+        return difference(there[number], here[number], f"{key}[{number}]")
+    return f"{key} {there!r} there, {here!r} here"
+
+
+def _is_longer(recipe: Recipe, there: Recipe) -> bool:
+    epochs = there.stages[0].train.num_train_epochs
+    shorter = comparable(recipe)
+    shorter["stages"][0]["train"]["num_train_epochs"] = epochs
+    return shorter == comparable(there) and epochs < recipe.stages[0].train.num_train_epochs
+
+
+def _done_with(stage: StageFolder, recipe: Recipe) -> bool:
+    """Was exactly this recipe carried out to its end?"""
+    return stage.stack.is_file() and json.loads(stage.stack.read_text(encoding="utf-8")).get("recipe") == recipe_hash(recipe)
+
+
+def recipe_hash(recipe: Recipe, *, epochs: bool = True) -> str:
+    """Hex hash of what `comparable` gives. epochs: how many there are counts, too; without it a longer run is the same run."""
+    values = comparable(recipe)
+    if not epochs:
+        values["stages"][0]["train"]["num_train_epochs"] = None
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _kept_recipe(stage: StageFolder) -> Recipe | None:
+    """The recipe lying there; None where there is none that can be read."""
+    try:
+        return Recipe.model_validate(yaml.safe_load(stage.recipe.read_text(encoding="utf-8")))
+    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError, ValidationError, UserError):
         return None
-    raise UserError(
-        str(stage.path), got="an unfinished run of this recipe", expected="an empty folder", do="give --force to start it again"
-    )  # fmt: skip
 
 
-def make_stage(stage: StageFolder, recipe: Recipe, *, need_bytes: int) -> None:
-    """Make the claimed folder anew and leave the resolved recipe in it.
-
-    need_bytes: what the run will write at most. Raises UserError for a disk with less free space.
-    """
+def check_room(stage: StageFolder, need_bytes: int) -> None:
+    """Raises UserError for a disk with less free space than the run will need at most."""
     parent = next(p for p in [stage.path, *stage.path.parents] if p.exists())
     free = shutil.disk_usage(parent).free
     if free < need_bytes:
@@ -100,24 +170,56 @@ def make_stage(stage: StageFolder, recipe: Recipe, *, need_bytes: int) -> None:
             str(stage.path), got=f"{free / 2**20:,.0f} MB free", expected=f"{need_bytes / 2**20:,.0f} MB for adapter and checkpoints",
             do="free some space, set output_dir to another disk, or lower train.save_total_limit",
         )  # fmt: skip
-    if stage.path.exists():
-        shutil.rmtree(stage.path)
-    stage.path.mkdir(parents=True)
+
+
+@contextmanager
+def locked(stage: StageFolder) -> Iterator[None]:
+    """Keep other processes out of the folder. Raises UserError when one is at work there."""
+    stage.path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(stage.path / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(str(stage.path), got="a run that another process is training", expected="one at a time") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def make_stage(stage: StageFolder, recipe: Recipe) -> None:
+    """Leave the resolved recipe in the claimed folder, and nothing else. The recipe first: a folder without one belongs to nobody."""
+    keep_recipe(stage, recipe)
+    for entry in sorted(stage.path.iterdir(), key=lambda entry: entry != stage.stack):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK and entry != stage.recipe:
+            entry.unlink()
+
+
+def keep_recipe(stage: StageFolder, recipe: Recipe) -> None:
+    """Write recipe.yaml."""
     write_text(stage.recipe, yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False))
 
 
-def _kept_recipe(stage: StageFolder) -> Any:
-    """What the `recipe.yaml` lying there says; None where there is none that can be read."""
-    try:
-        return yaml.safe_load(stage.recipe.read_text(encoding="utf-8"))
-    except (FileNotFoundError, UnicodeDecodeError, yaml.YAMLError):
-        return None
+def publish(stage: StageFolder, write: Callable[[Path], None]) -> None:
+    """Put the finished adapter in place. write: puts its files into the folder it is given; they are moved once all are there."""
+    part = stage.path / ".adapter.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    write(part)
+    stage.adapter.mkdir(exist_ok=True)
+    for file in part.iterdir():
+        os.replace(file, stage.adapter / file.name)
+    part.rmdir()
 
 
-def write_stack(stage: StageFolder, *, base_name: str, base_fingerprint: dict[str, Any]) -> None:
-    """Describe base and adapter; whoever opens the stage checks it against these hashes."""
-    adapter = {"name": "default", "path": "adapter", "role": "trained", "weight": 1.0, "hash": adapter_hash(stage.adapter)}
-    write_json(stage.stack, {"base": {"name": base_name, "fingerprint": base_fingerprint}, "adapters": [adapter]})
+def write_stack(stage: StageFolder, recipe: Recipe, *, base_fingerprint: dict[str, Any], steps: int) -> None:
+    """Describe base and adapter, and which recipe is done; whoever opens the stage checks it against these hashes."""
+    path = stage.adapter.relative_to(stage.path).as_posix()
+    adapter = {"name": "default", "path": path, "role": "trained", "weight": 1.0, "hash": adapter_hash(stage.adapter)}
+    base = {"name": recipe.base, "fingerprint": base_fingerprint}
+    write_json(stage.stack, {"base": base, "adapters": [adapter], "steps": steps, "recipe": recipe_hash(recipe)})
 
 
 def adapter_hash(folder: Path) -> str:
@@ -133,5 +235,9 @@ def write_json(path: Path, value: Any) -> None:
 def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
     os.replace(temporary, path)

@@ -150,6 +150,11 @@ def show(found: Inspection, console: Console) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def steps_share(found: Inspection) -> bool:
+    """Do the samples of the step share what they begin with?"""
+    return found.step.forest_tokens < found.step.tokens
+
+
 def coloured(kind: str, text: str) -> str:
     """As terminals colour it."""
     return STYLES[kind].render(text)
@@ -167,6 +172,8 @@ def step_lines(found: Inspection) -> list[str]:
     lines = [
         f"training   {len(found.steps):,} steps, {found.steps.per_epoch:,} an epoch",
         f"step {found.epoch * found.steps.per_epoch + 1:<6}{step.samples} samples, {step.tokens:,} tokens, {told['edges']:,} predictions",
+        *([f"sharing    {step.forest_tokens:,} tokens are computed, {step.tokens / step.forest_tokens:.1f} times fewer: beginnings are shared"]
+          if steps_share(found) else []),
         f"packing    micro-batches of at most {train.tokens_per_microbatch:,} tokens: {len(step.batches)}, {told['padding']:.1%} padding",
     ]
     for batch in told["microbatches"]:

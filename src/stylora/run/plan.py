@@ -1,4 +1,4 @@
-"""What a recipe's stage will read, before any model is opened: its windows, and its optimizer steps one by one.
+"""What a recipe's stage will read, before any model is opened: its windows or conversations, and its optimizer steps one by one.
 
 `train` carries these steps out; `data` and `inspect` show them. All three come here, so what is shown is what training reads. Imports no
 torch and no transformers.
@@ -10,14 +10,18 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from stylora.errors import UserError
 from stylora.forest import Sample
-from stylora.model.tokenizer_file import context_length, hash_file, tokenizer_file
+from stylora.model.tokenizer_file import chat_template, context_length, hash_file, special_tokens, tokenizer_file
 from stylora.recipe.recipe import Recipe, Stage
-from stylora.samples.objective import Vocabulary, build_sample
+from stylora.samples.chat import ChatFormat
+from stylora.samples.chat_data import ChatData, prepare_chat
+from stylora.samples.objective import Vocabulary, build_sample, check_kind
+from stylora.samples.template import ChatTemplate
 from stylora.samples.text import TextData, prepare_text
 from stylora.train.steps import Steps
 
@@ -31,14 +35,18 @@ def open_tokenizer(base: str) -> Tokenizer:
 
 def read_data(
     recipe: Recipe, tokenizer: Tokenizer, *, cache: Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> TextData:
-    """The stage's text as windows, through the token cache.
+) -> TextData | ChatData:
+    """The stage's text as windows, through the token cache, or its conversations.
 
     tokenizer: of the recipe's base; cache: folder of the token cache, None for the user's own; progress: called with (bytes read, in all)
-    Raises UserError where the text cannot be had, or its windows are longer than the base's context.
+    Raises UserError where the data cannot be had, are longer than the base's context, or teach nothing that the objective asks for.
     """
     stage = recipe.stages[0]
+    check_kind(stage.objective, stage.data.format)
     context = context_length(recipe.base)
+    if stage.data.format == "chat":
+        form = chat_format(recipe.base, tokenizer, stage.data.chat_template_kwargs)
+        return prepare_chat(stage.data, form=form, context=context or sys.maxsize, progress=progress)
     if context is not None:
         check_window(stage, context)
     return prepare_text(
@@ -47,8 +55,18 @@ def read_data(
     )  # fmt: skip
 
 
+def chat_format(base: str, tokenizer: Tokenizer, variables: dict[str, Any]) -> ChatFormat:
+    """How the base writes conversations. variables: for its template. Raises UserError where it has no template."""
+    named = special_tokens(base)
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    template = ChatTemplate(chat_template(base), special=special, variables={**named, **variables})
+    return ChatFormat(template, tokenizer, named.get("eos_token"))
+
+
 def check_window(stage: Stage, context: int) -> None:
-    """Raises UserError where a training row would be longer than the base was made for."""
+    """Raises UserError where a training row of text would be longer than the base was made for."""
+    if stage.data.format == "chat":
+        return
     extra = FIM_EXTRA if stage.objective.kind == "fim" else 0
     if stage.data.window + extra > context:
         more = f" and {extra} fill-in-the-middle tokens" if extra else ""
@@ -58,10 +76,23 @@ def check_window(stage: Stage, context: int) -> None:
         )  # fmt: skip
 
 
-def plan_steps(stage: Stage, data: TextData, vocabulary: Vocabulary, *, packs: bool) -> Steps:
-    """Every optimizer step of the stage as a pure function of its number. packs: may a row hold several documents?"""
+def plan_steps(
+    stage: Stage, data: TextData | ChatData, vocabulary: Vocabulary, *, packs: bool, rank: int = 0, ranks: int = 1
+) -> Steps:
+    """Every optimizer step of the stage as a pure function of its number. packs: may a row hold several documents?
+
+    rank, ranks: which of how many processes asks
+    Raises UserError where conversations are trees and the base was not proved to keep branches apart.
+    """
+    if isinstance(data, ChatData) and not packs and data.branches is not None:
+        raise UserError(
+            data.branches, got="a conversation whose history the chat template writes anew for every answer",
+            expected="one text, for this base was not proved to keep two texts in a row apart", do="set data.turns: last",
+        )  # fmt: skip
 
     def build(index: int, epoch: int) -> Sample:
+        if isinstance(data, ChatData):
+            return data.sample(index)
         return build_sample(
             stage.objective, data.ids(index), vocabulary=vocabulary, key=(stage.train.seed, epoch, *data.sample_id(index)),
             word_starts=data.word_starts(index) if stage.objective.whole_words else None,
@@ -70,6 +101,7 @@ def plan_steps(stage: Stage, data: TextData, vocabulary: Vocabulary, *, packs: b
     return Steps(
         data.epoch, build, samples_per_step=stage.train.samples_per_step, tokens_per_microbatch=stage.train.tokens_per_microbatch,
         row_tokens=stage.train.row_tokens, num_train_epochs=stage.train.num_train_epochs, max_steps=stage.train.max_steps, packs=packs,
+        rank=rank, ranks=ranks, share_prefixes=isinstance(data, ChatData),
     )  # fmt: skip
 
 

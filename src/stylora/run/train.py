@@ -1,72 +1,123 @@
-"""Carry a recipe out: text -> windows -> base and proofs -> adapter -> steps -> artefacts. The one page that tells the whole story."""
+"""Carry a recipe out: text -> windows -> base and proofs -> adapter -> steps -> artefacts. The one page that tells the whole story.
+
+It can be stopped at any moment and goes on where it was: what is unfinished is found by its folder, what is finished is left alone.
+"""
 
 from __future__ import annotations
 
 import platform
 import time
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
 from transformers import TrainerCallback
 
 from stylora.errors import UserError
-from stylora.evaluate.held_out import HeldOut, measure, precision_context
-from stylora.generate.decode import generate, open_row
+from stylora.generate.decode import open_row
 from stylora.model.adapter import attach, count_parameters, save_adapter
 from stylora.model.base import Base, fingerprint, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
+from stylora.model.processes import agreed, join_processes, leave_processes, rank, ranks, wait_for_all
 from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base
 from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.objective import check_vocabulary, read_vocabulary
-from stylora.samples.text import TextData
+from stylora.train.checkpoint import steps_there
+from stylora.train.interruption import Interrupted, Interruption
+from stylora.train.logs import MetricsFile
 from stylora.train.progress import ProgressDisplay
 from stylora.train.settings import Train
 from stylora.train.steps import Steps
-from stylora.train.trainer import Evaluator, ForestTrainer, MetricsFile, check_trackers, moments, training_arguments
+from stylora.train.trainer import ForestTrainer, check_trackers, moments, training_arguments
 
 from .data import account
-from .folder import StageFolder, claim_stage, make_stage, run_folder, write_json, write_stack
+from .estimate import dry_step, told_time
+from .folder import StageFolder, check_room, claim_stage, locked, publish, run_folder, write_json, write_stack
+from .measuring import Outcome, evaluators
 from .plan import check_window, open_tokenizer, plan_steps, read_data
+from .resume import carry_out, identity, open_folder, take_best
 
 
-@dataclass(kw_only=True)
-class Outcome:
-    """What a training left: measured[k] is the k-th evaluation, the first of them before the first step.
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """Everything a stage trains with, before anything is written."""
 
-    folder: of the stage; held_out: part ("style", "general") -> figures, per evaluation; samples: prompt -> continuation, per evaluation
+    base: Base
+    data: Any
+    device: Device
+    peft_model: PeftModel
+    model: ForestModel
+    steps: Steps
+    proofs: Proofs
+    base_fingerprint: dict[str, Any]
+
+
+def train(
+    recipe: Recipe, *, name: str, console: Console, force: bool = False, extend: float = 0, cache: Path | None = None
+) -> Outcome | None:
+    """Run the recipe's stage, or go on with it; None when it is already done.
+
+    name: of the run, where the recipe sets no output_dir; force: begin anew; extend: so many epochs more than the recipe has
+    Raises UserError for what the user can mend, TrainingStopped when the loss is no number, Interrupted after a signal.
     """
-
-    folder: Path
-    seconds: float = 0.0
-    steps: int = 0
-    tokens: int = 0
-    held_out: list[dict[str, HeldOut]] = field(default_factory=list)
-    samples: list[dict[str, str]] = field(default_factory=list)
-
-
-def train(recipe: Recipe, *, name: str, console: Console, force: bool = False, cache: Path | None = None) -> Outcome | None:
-    """Run the recipe's stage; None when it is already done. name: of the run, where the recipe sets no output_dir.
-
-    Raises UserError for what the user can mend, TrainingStopped when the loss is no number.
-    """
-    stage = recipe.stages[0]
-    folder = claim_stage(run_folder(recipe, name), recipe, force=force)
-    if folder is None:
-        console.print(f"done already: {run_folder(recipe, name) / stage.name} (--force trains again)")
+    if rank():
+        console = Console(quiet=True)
+    recipe = longer(recipe, extend)
+    claim = claim_stage(run_folder(recipe, name), recipe, force=force, extend=bool(extend))
+    stage, folder = recipe.stages[0], claim.stage
+    if claim.state == "done":
+        console.print(f"done already: {folder.path} (--force trains again, --extend N goes on for N epochs)")
         return None
     check_trackers(stage.train.report_to)
-    keep_freed_memory()
     started = time.perf_counter()
+    with Interruption() as interruption:
+        try:
+            with interruption.at_once():
+                prepared = prepare(recipe, console, cache=cache)
+                check_room(folder, bytes_needed(stage.train, count_parameters(prepared.peft_model)[0]))
+            with locked(folder) if rank() == 0 else nullcontext():
+                outcome = run_stage(recipe, folder, claim.state, prepared, console, interruption)
+        except Interrupted as stop:
+            last = next(iter(steps_there(folder.checkpoints)), None)
+            kept = f"checkpoint-{last} is saved; the same command goes on from there" if last else "the same command starts again"
+            console.print(f"stopped by {stop}: {kept}")
+            raise
+        finally:
+            leave_processes()
+    outcome.seconds = time.perf_counter() - started
+    console.print(f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora generate {folder.path} --prompt 剑光一闪")
+    return outcome
+
+
+def longer(recipe: Recipe, epochs: float) -> Recipe:
+    """The recipe with more epochs. Raises UserError for one that counts steps."""
+    stage = recipe.stages[0]
+    if not epochs:
+        return recipe
+    if stage.train.max_steps > 0:
+        raise UserError("--extend", got=f"a recipe with train.max_steps {stage.train.max_steps}", expected="one that goes by epochs")
+    trained = stage.train.model_copy(update={"num_train_epochs": stage.train.num_train_epochs + epochs})
+    return recipe.model_copy(update={"stages": [stage.model_copy(update={"train": trained})]})
+
+
+def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared:
+    """Data, base, proofs, adapter and steps, each told as it comes."""
+    stage = recipe.stages[0]
+    keep_freed_memory()
     data = read_data(recipe, open_tokenizer(recipe.base), cache=cache)
     for heading, told in account(data.summary, stage.data.window):
         console.print(f"{heading:<10} {told}", markup=False, highlight=False)
     device = choose_device(stage.train.precision)
     if recipe.attention == "flex_attention" and device.device.type == "cpu":
         raise UserError("attention", got="flex_attention", expected="sdpa or eager: flex_attention has no backward on a CPU")
+    together = join_processes(device)
+    if together:
+        console.print(f"processes  {together}")
     base = load_base(recipe.base, device, attention=recipe.attention, trust_remote_code=recipe.trust_remote_code)
     vocabulary = read_vocabulary(base.tokenizer.backend_tokenizer)
     check_vocabulary(stage.objective, vocabulary)
@@ -75,28 +126,16 @@ def train(recipe: Recipe, *, name: str, console: Console, force: bool = False, c
     console.print(f"base       {recipe.base}: {type(base.model).__name__}, {device.why}, attention {attention}")
     base_fingerprint = fingerprint(base)
     proofs, peft_model = prove_and_attach(base, stage, console)
-    trainable, total = count_parameters(peft_model)
     for number, prompt in enumerate(stage.prompts):
         open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=False, where=f"prompts[{number}]")
-    make_stage(folder, recipe, need_bytes=bytes_needed(stage.train, trainable))
-    write_json(folder.path / "environment.json", environment(device, proofs))
     model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head)  # the adapter was put into it in place
     if stage.train.gradient_checkpointing:
         model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    steps = plan_steps(stage, data, vocabulary, packs=proofs.packs)
-    console.print(
-        f"train      {len(steps):,} steps of {stage.train.samples_per_step} samples, {steps.per_epoch:,} an epoch; "
-        f"trainable {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
-    )
-    outcome = Outcome(folder=folder.path)
-    measures = evaluators(stage, base, data, device, outcome, console)
-    run_trainer(stage, folder, base, model, peft_model, steps, device, measures, console, outcome)
-    save_adapter(peft_model, folder.adapter, base_name=base.path)
-    base.tokenizer.save_pretrained(str(folder.adapter))
-    write_stack(folder, base_name=recipe.base, base_fingerprint=base_fingerprint)
-    outcome.seconds = time.perf_counter() - started
-    console.print(f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora generate {folder.path} --prompt 剑光一闪")
-    return outcome
+    steps = plan_steps(stage, data, vocabulary, packs=proofs.packs, rank=rank(), ranks=ranks())
+    return Prepared(
+        base=base, data=data, device=device, peft_model=peft_model, model=model, steps=steps, proofs=proofs,
+        base_fingerprint=base_fingerprint,
+    )  # fmt: skip
 
 
 def prove_and_attach(base: Base, stage: Stage, console: Console) -> tuple[Proofs, PeftModel]:
@@ -111,53 +150,69 @@ def prove_and_attach(base: Base, stage: Stage, console: Console) -> tuple[Proofs
     return proofs, peft_model
 
 
-def evaluators(stage: Stage, base: Base, data: TextData, device: Device, outcome: Outcome, console: Console) -> list[Evaluator]:
-    """Held-out loss of each part, and the fixed prompts continued; both remember what they found in `outcome`."""
+def run_stage(
+    recipe: Recipe, folder: StageFolder, state: str, prepared: Prepared, console: Console, interruption: Interruption
+) -> Outcome:
+    """Make or open the folder, train from the beginning or the last sound checkpoint, leave adapter and stack.json."""
+    stage, base = recipe.stages[0], prepared.base
+    trainable, total = count_parameters(prepared.peft_model)
+    steps = prepared.steps
+    console.print(
+        f"train      {len(steps):,} steps of {stage.train.samples_per_step} samples, {steps.per_epoch:,} an epoch; "
+        f"trainable {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
+    )
+    same = identity(recipe, prepared.data.fingerprint, prepared.base_fingerprint)
+    checkpoint = agreed(open_folder(recipe, folder, state, same, console) if rank() == 0 else None)
+    if rank() == 0:
+        write_json(folder.path / "environment.json", environment(prepared.device, prepared.proofs))
+    wait_for_all()
+    seconds = dry_step(prepared.model, steps, prepared.device, stage)
+    left = len(steps) - (checkpoint.step if checkpoint else 0)
+    console.print(f"time       about {told_time(seconds * left)} for {left:,} steps, evaluations and checkpoints come on top")
+    trainer = make_trainer(recipe, folder, prepared, console, interruption, same)
+    try:
+        carry_out(trainer, folder, checkpoint, console)
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressDisplay):
+                callback.close()
+    take_best(trainer, folder, console)
+    outcome = Outcome(folder=folder.path, steps=trainer.state.global_step, tokens=trainer.progress.tokens)
+    if rank() == 0:
+        publish(folder, lambda part: save_all(prepared.peft_model, base, part))
+        write_stack(folder, recipe, base_fingerprint=prepared.base_fingerprint, steps=trainer.state.global_step)
+    wait_for_all()
+    outcome.read()
+    return outcome
 
-    def held_out(model: ForestModel) -> dict[str, float]:
-        with precision_context(device.device, device.dtype):
-            found = {
-                part: measure(model, windows, data.validation_characters[part], tokens_at_once=stage.train.tokens_per_microbatch)
-                for part, windows in data.validation.items() if windows
-            }  # fmt: skip
-        outcome.held_out.append(found)
-        return {part: figures.loss for part, figures in found.items()}
 
-    def continuations(model: ForestModel) -> dict[str, float]:
-        with precision_context(device.device, device.dtype):
-            answers = generate(model.model, base.tokenizer, stage.prompts, stage.sampling)
-        outcome.samples.append({answer.prompt: answer.text for answer in answers})
-        write_json(outcome.folder / "samples.json", outcome.samples)
-        for answer in answers:
-            console.print(f"  [bold]{answer.prompt}[/bold]", end="", highlight=False)
-            console.print(answer.text, markup=False, highlight=False)
-        return {}
-
-    return [held_out, *([continuations] if stage.prompts else [])]
-
-
-def run_trainer(
-    stage: Stage, folder: StageFolder, base: Base, model: ForestModel, peft_model: PeftModel, steps: Steps, device: Device,
-    measures: list[Evaluator], console: Console, outcome: Outcome,
-) -> None:  # fmt: skip
-    """Train to the end; fills in `outcome`."""
+def make_trainer(
+    recipe: Recipe, folder: StageFolder, prepared: Prepared, console: Console, interruption: Interruption, same: dict[str, Any]
+) -> ForestTrainer:
+    """The trainer with its callbacks; those that write and show are the first process's."""
+    stage, steps = recipe.stages[0], prepared.steps
     settings = stage.train
     display = ProgressDisplay(console)
     callbacks: list[TrainerCallback] = [MetricsFile(folder.path / "metrics.jsonl"), display]
-    if "tensorboard" in settings.report_to:
+    if "tensorboard" in settings.report_to and rank() == 0:
         callbacks.append(tensorboard(folder.path))
     saves = moments(settings.save_strategy, settings.save_steps, steps.per_epoch, len(steps)) if settings.save_strategy != "no" else set()
     trainer = ForestTrainer(
-        model, peft_model, base.tokenizer, steps, training_arguments(settings, device, folder.checkpoints, len(steps)),
-        base_name=base.path, evaluators=measures, callbacks=callbacks, save_at=saves,
+        prepared.model, prepared.peft_model, prepared.base.tokenizer, steps,
+        training_arguments(settings, prepared.device, folder.checkpoints, len(steps)), settings,
+        base_name=prepared.base.path, folder=folder.path, save_at=saves,
         eval_at=moments(settings.eval_strategy, settings.eval_steps, steps.per_epoch, len(steps)),
+        evaluators=evaluators(stage, folder.path, prepared.base, prepared.data, prepared.device, console),
+        callbacks=callbacks if rank() == 0 else [], identity=same, interruption=interruption,
     )  # fmt: skip
     display.trainer = trainer
-    try:
-        trainer.train()
-    finally:
-        display.close()
-    outcome.steps, outcome.tokens = trainer.state.global_step, trainer.tokens_seen
+    return trainer
+
+
+def save_all(peft_model: PeftModel, base: Base, folder: Path) -> None:
+    """The adapter, and the tokenizer beside it."""
+    save_adapter(peft_model, folder, base_name=base.path)
+    base.tokenizer.save_pretrained(str(folder))
 
 
 def tensorboard(folder: Path) -> TrainerCallback:
@@ -170,7 +225,7 @@ def tensorboard(folder: Path) -> TrainerCallback:
 
 def bytes_needed(train: Train, trainable: int) -> int:
     """Disk for the adapter and its checkpoints: fp32 weights, AdamW's two moments with each checkpoint, and some air."""
-    kept = 0 if train.save_strategy == "no" else (train.save_total_limit or 10) + 1
+    kept = 0 if train.save_strategy == "no" else (train.save_total_limit or 10) + 2
     return 4 * trainable * (1 + 3 * kept) + (32 << 20)
 
 
@@ -179,5 +234,5 @@ def environment(device: Device, proofs: Proofs) -> dict[str, object]:
     packages = ["stylora", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy"]
     return {
         "python": platform.python_version(), "platform": platform.platform(), "device": device.why, "precision": device.precision,
-        "packages": {name: version(name) for name in packages}, "proofs": proofs.lines,
+        "processes": ranks(), "packages": {name: version(name) for name in packages}, "proofs": proofs.lines,
     }  # fmt: skip

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,9 @@ from tokenizers import Tokenizer
 from stylora.corpus.document import FileReport
 from stylora.corpus.split import leaked_share
 from stylora.errors import UserError
+from stylora.forest import Sample
 
+from .clm import clm
 from .holdout import Run, refuse_unknown, split_runs
 from .settings import Data, as_list
 from .store import Piece, TokenStore, open_store, report_row
@@ -118,8 +121,8 @@ class TextData:
     Indices 0..N-1 are training windows; a window that an epoch may take several times has an index for each time.
     lengths: int64 [N], tokens
     validation: part -> ids of the held-out windows (int32 arrays), cut without overlap
-    validation_characters: part -> characters of each of them: its tokens times its run's characters per token, so that sums over
-        whole runs are exact. The denominator of nats per character
+    validation_characters: part -> characters of what is predicted in each of them: its tokens but the first, times its run's characters
+        per token. The denominator of nats per character
     summary: what became of the data
     pieces: every chapter or document of the corpus, on either side of the split
     """
@@ -137,7 +140,7 @@ class TextData:
                 run = source.runs[number]
                 self.validation[source.part].append(source.store.ids[start:end])
                 per_token = run.characters / (run.end - run.start)
-                self.validation_characters[source.part].append((end - start) * per_token)
+                self.validation_characters[source.part].append((end - start - 1) * per_token)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -163,6 +166,20 @@ class TextData:
         start, end = self._table[index, :2]
         words = self._source(index).store.words
         return None if words is None else words[start:end].astype(bool)
+
+    @property
+    def validation_samples(self) -> dict[str, list[Sample]]:
+        """Part -> its held-out windows, each with all its tokens but the first to predict."""
+        return {part: [clm(ids) for ids in windows] for part, windows in self.validation.items()}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex hash of every window, on either side, and of how epochs are drawn: equal for equal training, whatever the files' names."""
+        digest = blake2b(repr((self._seed, self._groups)).encode(), digest_size=16)
+        for source in self._sources:
+            digest.update(repr([(run.fingerprint, run.offset, run.held) for run in source.runs]).encode())
+            digest.update(source.train.tobytes() + source.held.tobytes())
+        return digest.hexdigest()
 
     def part(self, index: int) -> Part:
         """Is this window of the style or of the general text?"""

@@ -7,6 +7,7 @@ left.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import psutil
 import torch
@@ -35,7 +36,8 @@ class ProgressDisplay(TrainerCallback):
         self.live = Live(console=console, refresh_per_second=4, transient=False)
 
     def on_train_begin(self, args, state, control, **_):
-        self.first_step = state.global_step
+        assert self.trainer is not None
+        self.first_step, self.before = state.global_step, replace(self.trainer.progress)
         self.task = self.bar.add_task("steps", total=state.max_steps, completed=state.global_step)
         if self.console.is_terminal:
             self.live.start()
@@ -79,11 +81,13 @@ class ProgressDisplay(TrainerCallback):
         seconds = max(self.training_seconds, 1e-9)
         steps = max(1, state.global_step - self.first_step)
         assert self.trainer is not None
+        done, before = self.trainer.progress, self.before
+        tokens, forest_tokens = done.tokens - before.tokens, done.forest_tokens - before.forest_tokens
         rows = [
             ("loss", f"{self.logs.get('loss', float('nan')):.4f}"),
             ("lr", f"{self.logs.get('learning_rate', 0.0):.2e}"),
             ("s/step", f"{seconds / steps:.2f}"),
-            ("tokens/s", f"{self.trainer.tokens_seen / seconds:,.0f} (forest {self.trainer.forest_tokens_seen / seconds:,.0f})"),
+            ("tokens/s", f"{tokens / seconds:,.0f} (forest {forest_tokens / seconds:,.0f})"),
             ("memory", memory()),
         ]
         if torch.cuda.is_available():

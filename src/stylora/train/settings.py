@@ -5,6 +5,7 @@ Names that transformers dropped (`warmup_ratio`, `evaluation_strategy`) are stil
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
@@ -32,7 +33,14 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     precision: `bf16`, `fp16` or `fp32`; None takes what the device multiplies fastest
     gradient_checkpointing: recompute activations in the backward: less memory, a third more time
     eval_strategy, eval_steps: measure every so many steps, every epoch, or only at the two ends (`no`); below 1 a share of all steps
-    save_strategy, save_steps, save_total_limit: checkpoints, likewise, and how many are kept
+    save_strategy, save_steps, save_total_limit: checkpoints, likewise, and how many are kept, the best one besides
+    metric_for_best_model: the run ends with the adapter that measured best by this metric of `eval/`, `style` for one (`loss` is the
+        first that is measured), instead of the last one; each new best is saved
+    greater_is_better: whether more of that metric is better, as of an accuracy
+    early_stopping_patience: stop after so many measurements without a better one; None trains to the end
+    early_stopping_threshold: what counts as better there, in the metric's unit
+    loss_spike: where the loss of a step jumps or is no number: `stop`, or `roll_back` to the last checkpoint and go on at half the rate
+    loss_spike_factor: a jump is a loss above so many times the median of the last 20 steps
     logging_steps: steps between lines of metrics.jsonl
     report_to: `tensorboard` and whatever tracker of transformers is installed; `none` for neither
     seed: of order, masks, initialisation and dropout
@@ -58,6 +66,12 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     save_strategy: Literal["no", "steps", "epoch"] = "steps"
     save_steps: float = Field(default=0.25, gt=0)
     save_total_limit: int | None = Field(default=2, ge=1)
+    metric_for_best_model: str | None = None
+    greater_is_better: bool = False
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    early_stopping_threshold: float = Field(default=0.0, ge=0)
+    loss_spike: Literal["ignore", "stop", "roll_back"] = "ignore"
+    loss_spike_factor: float = Field(default=2.0, gt=1)
     logging_steps: int = Field(default=1, ge=1)
     report_to: list[str] = ["tensorboard"]
     seed: int = Field(default=42, ge=0, lt=2**32)
@@ -65,7 +79,8 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="before")
     @classmethod
     def older_names(cls, values: object) -> object:
-        """`warmup_ratio: r` is `warmup_steps: r` now; `evaluation_strategy` is `eval_strategy`; `bf16: true` is `precision: bf16`."""
+        """`warmup_ratio: r` is `warmup_steps: r` now; `evaluation_strategy` is `eval_strategy`; `bf16: true` is `precision: bf16`;
+        `load_best_model_at_end: true` is a `metric_for_best_model`."""
         if not isinstance(values, dict):
             return values
         values = dict(values)
@@ -89,6 +104,13 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             if len(asked) > 1 or "precision" in values:
                 raise ValueError("bf16, fp16 and precision are one choice; keep one")
             values["precision"] = asked[0]
+        if "load_best_model_at_end" in values:
+            if values.pop("load_best_model_at_end"):
+                values.setdefault("metric_for_best_model", "loss")  # as transformers does
+            else:
+                values.pop("metric_for_best_model", None)
+        if isinstance(values.get("metric_for_best_model"), str):
+            values["metric_for_best_model"] = re.sub("^eval[_/]", "", values["metric_for_best_model"])
         if isinstance(values.get("report_to"), str):
             values["report_to"] = [] if values["report_to"] == "none" else [values["report_to"]]
         return values
@@ -98,4 +120,8 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         """Zero steps would train nothing."""
         if self.max_steps == 0:
             raise ValueError("max_steps is 0, expected a number of steps, or -1 to go by epochs")
+        if self.early_stopping_patience and self.metric_for_best_model is None:
+            raise ValueError("early_stopping_patience is given, expected metric_for_best_model beside it; `loss` will do")
+        if self.loss_spike == "roll_back" and self.save_strategy == "no":
+            raise ValueError("loss_spike is roll_back, expected checkpoints to roll back to; set save_strategy")
         return self

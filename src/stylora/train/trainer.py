@@ -1,41 +1,56 @@
 """transformers' `Trainer`, subclassed thinly: one loader item is one optimizer step, looped over in micro-batches.
 
 The divisor W is counted at collation, before the forward, so the budget of a micro-batch never changes the result; the loss is
-computed inside the wrapped module's forward. Everything else (optimizer, schedule, clipping, mixed precision, callbacks, trackers) is
-transformers'.
+computed inside the wrapped module's forward. Everything else (optimizer, schedule, clipping, mixed precision, DDP, callbacks, trackers) is
+transformers'. Saving and resuming are ours: transformers restores one adapter only, writes checkpoints in place, and forgets what we count.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import cast
+from statistics import median
+from typing import Any, cast
 
 import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 
 from stylora.errors import UserError
-from stylora.model.adapter import save_adapter
+from stylora.model.adapter import restore_adapter, save_adapter
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel, to_tensors
+from stylora.model.processes import summed, wait_for_all
 
+from .checkpoint import Checkpoint, rotate, write_checkpoint
+from .interruption import Interrupted, Interruption
+from .logs import cut_back, log_sizes
 from .settings import Train
 from .steps import Step, Steps
 
-Evaluator = Callable[[ForestModel], dict[str, float]]
-"""Measures the model in eval mode: metric name -> value. Names become `eval/NAME` in logs."""
+SPIKE_WINDOW = 20  # steps whose median a loss is held against
+
+
+Evaluator = Callable[[ForestModel, int], dict[str, float]]
+"""Measures the model in eval mode at a step: metric name -> value. Names become `eval/NAME` in logs."""
 
 
 class TrainingStopped(Exception):
-    """Training can't go on: the loss or its gradient is no number. The message says where and what to try."""
+    """Training can't go on: the loss or its gradient is no number, or the loss jumped. The message says where and what to try."""
+
+
+class LossSpike(TrainingStopped):
+    """The same, where the recipe wants to go back to the last checkpoint and try at half the rate."""
 
 
 def check_trackers(names: list[str], where: str = "train.report_to") -> None:
@@ -60,16 +75,43 @@ def training_arguments(train: Train, device: Device, output: Path, total_steps: 
         save_total_limit=train.save_total_limit, logging_steps=train.logging_steps,
         report_to=trackers or "none", seed=train.seed, logging_nan_inf_filter=False, remove_unused_columns=False, disable_tqdm=True,
         dataloader_pin_memory=False, label_names=[], optim="adamw_torch_fused",
+        ignore_data_skip=True,  # our loader starts at the right step by itself
+        ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,  # every weight takes part; no buffer changes
     )  # fmt: skip
     if arguments.n_gpu > 1:  # one process, several cards: transformers would wrap the model in DataParallel, which can't split a forest
         arguments._n_gpu = 1
     return arguments
 
 
+@dataclass(kw_only=True)
+class Progress:
+    """What a run has done beside learning; saved with every checkpoint and taken up again from there.
+
+    evaluated: whether the measurement due at this step stands in the logs
+    samples, tokens, forest_tokens: trained so far, by all processes
+    unlogged_loss: sum of the losses since the step last logged, logged_step
+    losses: of the last steps; waited: measurements since the best one; stopped: ended early, so there is nothing to go on with
+    rate: what the schedule's learning rate is multiplied by: 1, halved by every roll-back
+    """
+
+    evaluated: bool = True
+    samples: int = 0
+    tokens: int = 0
+    forest_tokens: int = 0
+    unlogged_loss: float = 0.0
+    logged_step: int = 0
+    losses: list[float] = field(default_factory=list)
+    waited: int = 0
+    stopped: bool = False
+    rate: float = 1.0
+
+
 class ForestTrainer(Trainer):
     """Trains the adapters inside a `ForestModel` on `Steps`, measured by the evaluators it is handed.
 
     eval_at, save_at: step numbers; evaluators run before the first step and at each of `eval_at`
+    folder: where the logs lie; checkpoints go to `args.output_dir`
+    identity: what a checkpoint must agree with to be resumed from (fingerprints of data and base); put into its manifest
     """
 
     def __init__(
@@ -79,61 +121,106 @@ class ForestTrainer(Trainer):
         tokenizer: PreTrainedTokenizerBase,
         steps: Steps,
         args: TrainingArguments,
+        settings: Train,
         *,
         base_name: str,
+        folder: Path,
         evaluators: list[Evaluator],
         eval_at: set[int],
         save_at: set[int],
         callbacks: list[TrainerCallback],
+        identity: dict[str, Any] | None = None,
+        interruption: Interruption | None = None,
     ) -> None:
         self.forest_model, self.peft_model, self.steps, self.base_name = model, peft_model, steps, base_name
+        self.settings, self.folder, self.identity = settings, folder, identity or {}
         self.evaluators, self.eval_at, self.save_at = evaluators, eval_at, save_at
-        self.tokens_seen = self.forest_tokens_seen = self.samples_seen = 0
+        self.interruption = interruption or Interruption()
+        self.progress, self.start = Progress(), 0
         super().__init__(model=model, args=args, train_dataset=steps, processing_class=tokenizer, callbacks=[*callbacks, _When(self)])
         self.remove_callback(PrinterCallback)  # it prints raw dictionaries; what is shown is up to the callbacks given
 
+    def run(self, checkpoint: Checkpoint | None = None, *, rate: float | None = None) -> None:
+        """Train to the end, from the beginning or on from a checkpoint. rate: replaces the checkpoint's `Progress.rate`.
+
+        Raises TrainingStopped, LossSpike, Interrupted (what is worth keeping is saved by then), UserError for a full disk.
+        """
+        self.progress, self.start = Progress(), 0
+        if checkpoint is not None:
+            self.progress, self.start = Progress(**checkpoint.manifest["progress"]), checkpoint.step
+            if self.args.should_save:
+                cut_back(self.folder, checkpoint.manifest["logs"])
+        if rate is not None:
+            self.progress.rate = rate
+        wait_for_all()  # nobody writes logs before they are cut
+        if self.progress.stopped:
+            assert checkpoint is not None
+            self.state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE_NAME))
+            restore_adapter(self.peft_model, checkpoint.path)
+        else:
+            self.train(resume_from_checkpoint=str(checkpoint.path) if checkpoint else None)
+
     def get_train_dataloader(self) -> DataLoader:
         """Steps in order; what an epoch is and how it is shuffled is theirs to say."""
-        return DataLoader(cast("Dataset[Step]", self.steps), batch_size=None, shuffle=False)
+        rest = _Rest(self.start, len(self.steps))
+        return DataLoader(cast("Dataset[Step]", self.steps), batch_size=None, sampler=rest)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """transformers' schedule, one step ahead: its first step under warmup has learning rate 0 and would teach nothing."""
         scheduler = super().create_scheduler(num_training_steps + 1, optimizer)
         if isinstance(scheduler, LambdaLR):
-            scheduler.lr_lambdas = [_one_ahead(rate) for rate in scheduler.lr_lambdas]
-            for group, start, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
-                group["lr"] = start * rate(0)
-            scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]  # what is logged as the first step's
+            scheduler.lr_lambdas = [self._one_ahead(rate) for rate in scheduler.lr_lambdas]
+            self._set_rates(scheduler)
         return scheduler
+
+    def _one_ahead(self, rate: Callable[[int], float]) -> Callable[[int], float]:
+        return lambda step: rate(step + 1) * self.progress.rate
+
+    def _set_rates(self, scheduler: LambdaLR) -> None:
+        for group, start, rate in zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True):
+            group["lr"] = start * rate(scheduler.last_epoch)
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]  # what is logged as the next step's
 
     def training_step(  # type: ignore[override]  # transformers' batches are dictionaries, ours are steps
         self, model: nn.Module, inputs: Step, num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """Loss and gradient of one optimizer step: sum(w * CE) / W over all its micro-batches."""
+        """Loss and gradient of one optimizer step: sum(w * CE) / W over all its micro-batches, on all processes."""
         model.train()
         total = torch.zeros((), device=self.args.device)
         for number, batch in enumerate(inputs.batches):
-            # dropout depends on (seed, step, micro-batch) alone, not on what else drew random numbers before
-            torch.manual_seed(dropout_seed(self.args.seed, self.state.global_step, number))
+            # dropout depends on (seed, step, process, micro-batch) alone, not on what else drew random numbers before
+            torch.manual_seed(dropout_seed(self.args.seed, self.state.global_step, self.steps.rank, number))
             last = number == len(inputs.batches) - 1
             tensors = to_tensors(batch, self.args.device, divisor=inputs.weight)
             with torch.enable_grad(), nullcontext() if last else self.accelerator.no_sync(model=model):
                 with self.compute_loss_context_manager():
                     loss = model(tensors)
-                self.accelerator.backward(loss)
+                self.accelerator.backward(loss * self.steps.ranks)  # DDP takes the mean over processes where we want the sum
             total += loss.detach()
-        if not torch.isfinite(total):
-            raise TrainingStopped(
-                f"step {self.state.global_step + 1}: the loss is {total.item()}; lower train.learning_rate, or set train.precision: bf16"
-            )
-        if not self.args.fp16:  # there the loss scaler skips such steps and scales less
+        loss_sum, forest_tokens = summed(np.array([total.item(), inputs.forest_tokens], np.float64))
+        self._check(float(loss_sum))
+        self.progress.samples += inputs.samples
+        self.progress.tokens += inputs.tokens
+        self.progress.forest_tokens += int(forest_tokens)
+        return torch.tensor(loss_sum, dtype=torch.float32, device=self.args.device)
+
+    def _check(self, loss: float) -> None:
+        """Raises TrainingStopped or LossSpike where the loss or its gradient is no number, or the loss jumped."""
+        step, trouble = self.state.global_step + 1, None
+        if not np.isfinite(loss):
+            trouble = f"step {step}: the loss is {loss}; lower train.learning_rate, or set train.precision: bf16"
+        elif not self.args.fp16:  # there the loss scaler skips such steps and scales less
             norm = nn.utils.get_total_norm([p.grad for p in self.peft_model.parameters() if p.grad is not None])
             if not torch.isfinite(norm):
-                raise TrainingStopped(f"step {self.state.global_step + 1}: the gradient is {norm.item()}; lower train.learning_rate")
-        self.samples_seen += inputs.samples
-        self.tokens_seen += inputs.tokens
-        self.forest_tokens_seen += inputs.forest_tokens
-        return total
+                trouble = f"step {step}: the gradient is {norm.item()}; lower train.learning_rate"
+        losses = self.progress.losses
+        if trouble is None and self.settings.loss_spike != "ignore" and len(losses) == SPIKE_WINDOW:
+            usual = median(losses)
+            if loss > self.settings.loss_spike_factor * usual:
+                trouble = f"step {step}: the loss jumped to {loss:.3f}, usual were {usual:.3f}; lower train.learning_rate"
+        if trouble is not None:
+            raise LossSpike(trouble) if self.settings.loss_spike == "roll_back" else TrainingStopped(trouble)
+        self.progress.losses = [*losses, loss][-SPIKE_WINDOW:]
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """One `Step`; the divisor it carries stands in for transformers' count of items."""
@@ -144,19 +231,80 @@ class ForestTrainer(Trainer):
         return 4 * sum(p.numel() for p in self.forest_model.parameters()) * inputs.forest_tokens
 
     def evaluate(self, *_, **__) -> dict[str, float]:
-        """Run every evaluator on the unwrapped model and log `eval/NAME`."""
-        was_training = self.forest_model.training
+        """Run every evaluator on the unwrapped model, log `eval/NAME`, and judge the metric that chooses the best model.
+
+        A signal ends it on the spot: what it had written is taken back, the step before it is saved. Among several processes it is
+        carried through, for the others would wait.
+        """
+        was_training, sizes, step = self.forest_model.training, log_sizes(self.folder), self.state.global_step
         self.forest_model.eval()
-        with torch.no_grad(), self.compute_loss_context_manager():
-            metrics = {f"eval_{name}": value for run in self.evaluators for name, value in run(self.forest_model).items()}
-        self.forest_model.train(was_training)
+        try:
+            with torch.no_grad(), self.compute_loss_context_manager(), self._interruptible():
+                metrics = {f"eval_{name}": value for run in self.evaluators for name, value in run(self.forest_model, step).items()}
+        except Interrupted:
+            cut_back(self.folder, sizes)
+            if step > self.start:
+                self._save_checkpoint(self.model, None)
+            raise
+        finally:
+            self.forest_model.train(was_training)
         self.log(dict(metrics))
+        self.progress.evaluated = True
+        self._judge({name.removeprefix("eval_"): value for name, value in metrics.items()})
         return metrics
+
+    def _interruptible(self):
+        return self.interruption.at_once() if self.steps.ranks == 1 else nullcontext()
+
+    def _judge(self, metrics: dict[str, float]) -> None:
+        """Is it the best so far? Then it is saved. Are we waiting for too long? Then training ends."""
+        name = self.settings.metric_for_best_model
+        if name is None:
+            return
+        if name == "loss" and name not in metrics:
+            name = next(iter(metrics))
+        if name not in metrics:
+            raise UserError("train.metric_for_best_model", got=repr(name), expected="one of: " + ", ".join(metrics))
+        if self.state.global_step == 0:
+            return
+        value, best = metrics[name], self.state.best_metric
+        gain = np.inf if best is None else (value - best) * (1 if self.settings.greater_is_better else -1)
+        if gain > 0:
+            self.state.best_metric, self.state.best_global_step = value, self.state.global_step
+            self.control.should_save = True
+        # as transformers' EarlyStoppingCallback counts: small gains are kept, but waiting goes on
+        self.progress.waited = 0 if gain > self.settings.early_stopping_threshold else self.progress.waited + 1
+        if self.settings.early_stopping_patience and self.progress.waited >= self.settings.early_stopping_patience:
+            self.progress.stopped = self.control.should_training_stop = self.control.should_save = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the epoch: ours, since `Steps` runs through all of them as one."""
         self.state.epoch = self.state.global_step / self.steps.per_epoch
         super().log(logs, start_time)
+
+    def stop_asked(self) -> int | None:
+        """The signal that asked this process or another one to stop; None where none did. All processes ask together."""
+        asked = summed(np.array([self.interruption.number is not None], np.float64))
+        return (self.interruption.number or signal.SIGTERM) if asked[0] else None
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Write `checkpoint-N` whole, then remove what is no longer kept."""
+        self.progress.unlogged_loss, self.progress.logged_step = self._tr_loss.item(), self._globalstep_last_logged
+        self.store_flos()
+        step, folder = self.state.global_step, Path(str(self.args.output_dir))
+        manifest = {"progress": asdict(self.progress), "logs": log_sizes(self.folder), **self.identity}
+        if self.args.should_save:
+            write_checkpoint(folder, step, self._write_files, manifest)
+            rotate(folder, self.args.save_total_limit, best=self.state.best_global_step)
+        wait_for_all()
+
+    def _write_files(self, folder: Path) -> None:
+        """Everything training goes on from. Generators: dropout's is seeded anew in every step, so one process's suffice."""
+        self._save(str(folder))
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
+        self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         assert output_dir is not None and isinstance(self.processing_class, PreTrainedTokenizerBase)
@@ -165,25 +313,55 @@ class ForestTrainer(Trainer):
         save_adapter(self.peft_model, folder, base_name=self.base_name)
         self.processing_class.save_pretrained(str(folder))
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """The adapter's weights into the live model: transformers would load a second one, and activate the first it finds."""
+        restore_adapter(self.peft_model, Path(resume_from_checkpoint))
 
-def _one_ahead(rate: Callable[[int], float]) -> Callable[[int], float]:
-    return lambda step: rate(step + 1)
+
+class _Rest(Sampler[int]):
+    """The steps still to do. Its length is that of the whole run: transformers counts an epoch by it, and ours is the run."""
+
+    def __init__(self, start: int, total: int) -> None:
+        self.start, self.total = start, total
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.total))
+
+    def __len__(self) -> int:
+        return self.total
 
 
 class _When(TrainerCallback):
     """Evaluate and save at the step numbers asked for: transformers counts shares of steps differently for each."""
 
     def __init__(self, trainer: ForestTrainer) -> None:
-        self.trainer = trainer
+        self.trainer, self.stop = trainer, None
 
     def on_train_begin(self, args, state, control, **_):
-        if self.trainer.evaluators:
-            self.trainer.evaluate()
+        trainer, progress = self.trainer, self.trainer.progress
+        if trainer.start:  # transformers starts its sums anew and keeps the learning rate of the schedule that was
+            trainer._tr_loss += progress.unlogged_loss
+            trainer._globalstep_last_logged = progress.logged_step
+            if isinstance(trainer.lr_scheduler, LambdaLR):
+                trainer._set_rates(trainer.lr_scheduler)
+        if trainer.evaluators and (not trainer.start or not progress.evaluated):
+            trainer.evaluate()
+            if trainer.start:
+                trainer._save_checkpoint(trainer.model, None)
 
     def on_step_end(self, args, state, control, **_):
-        control.should_evaluate = bool(self.trainer.evaluators) and state.global_step in self.trainer.eval_at
-        control.should_save = state.global_step in self.trainer.save_at
+        trainer = self.trainer
+        due = bool(trainer.evaluators) and state.global_step in trainer.eval_at
+        trainer.progress.evaluated = not due
+        self.stop = trainer.stop_asked()
+        control.should_evaluate = due and not self.stop
+        control.should_save = state.global_step in trainer.save_at or bool(self.stop)
         return control
+
+    def on_save(self, args, state, control, **_):
+        stop = self.stop or self.trainer.stop_asked()
+        if stop:
+            raise Interrupted(stop)
 
     def on_epoch_end(self, args, state, control, **_):
         control.should_evaluate = control.should_save = False  # the last step did both already
@@ -201,16 +379,3 @@ def moments(strategy: str, every: float, per_epoch: int, total: int) -> set[int]
         return {total}
     stride = per_epoch if strategy == "epoch" else max(1, round(every * total) if every < 1 else int(every))
     return {*range(stride, total + 1, stride), total}
-
-
-class MetricsFile(TrainerCallback):
-    """`metrics.jsonl`: one JSON object a line for every log, `eval_x` written as `eval/x`."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.write_text("", encoding="utf-8")
-
-    def on_log(self, args, state, control, logs=None, **_):
-        row = {"step": state.global_step} | {key.replace("eval_", "eval/", 1): value for key, value in (logs or {}).items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,53 @@
+"""How long a run will take, from one micro-batch computed for nothing: it also finds out whether the memory suffices, before training."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from stylora.errors import UserError
+from stylora.evaluate.held_out import precision_context
+from stylora.model.device import Device
+from stylora.model.forest_model import ForestModel, to_tensors
+from stylora.recipe.recipe import Stage
+from stylora.train.steps import Steps
+
+
+def dry_step(model: ForestModel, steps: Steps, device: Device, stage: Stage) -> float:
+    """Seconds an optimizer step will take about: forward and backward of the first step's first micro-batch, nothing learned.
+
+    Raises UserError where it does not fit the memory.
+    """
+    step = steps[0]
+    batch = max(step.batches, key=lambda batch: batch.ids.size)
+    model.train()
+    started = time.perf_counter()
+    try:
+        with precision_context(device.device, device.dtype):
+            loss = model(to_tensors(batch, device.device, divisor=step.weight or 1.0))
+        loss.backward()
+        if device.device.type == "cuda":
+            torch.cuda.synchronize()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(stage) from error
+    seconds = time.perf_counter() - started
+    model.zero_grad(set_to_none=True)
+    model.eval()
+    return seconds * sum(batch.ids.size for batch in step.batches) / batch.ids.size
+
+
+def out_of_memory(stage: Stage) -> UserError:
+    """What to change, in the order of what it costs."""
+    train = stage.train
+    return UserError(
+        "train.tokens_per_microbatch", got=f"{train.tokens_per_microbatch} tokens, too many for this memory",
+        expected="a micro-batch that fits", do="halve it",
+    )  # fmt: skip
+
+
+def told_time(seconds: float) -> str:
+    """`40 s`, `12 min`, `3.5 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

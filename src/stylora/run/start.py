@@ -1,0 +1,66 @@
+"""What `stylora train` does before and after the training itself: read the recipe, say what became of it, choose the number of processes.
+
+With several processes the recipe is checked and the text is read here, before they start: mistakes are told once, and nobody waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from stylora.errors import UserError
+from stylora.model.processes import rank, ranks
+from stylora.recipe.recipe import Recipe, load_recipe_told
+
+from .folder import claim_stage, run_folder
+from .plan import open_tokenizer, read_data
+
+
+def start_training(
+    path: Path, overrides: Sequence[str], *, console: Console, force: bool = False, resume: bool = False, extend: float = 0,
+    nproc: int = 1,
+) -> int:  # fmt: skip
+    """Train a recipe file; the exit code. Raises UserError for what the user can mend."""
+    if nproc > 1 and ranks() > 1:
+        raise UserError("--nproc", got=f"{nproc} inside {ranks()} processes", expected="one or the other", do="leave --nproc out")
+    recipe, told = load_recipe_told(path, overrides, processes=max(nproc, ranks()))
+    if rank() == 0 and nproc == 1:
+        for line in [*told, *(f"override: {override}" for override in overrides)]:
+            console.print(f"recipe     {line}", markup=False, highlight=False)
+    if resume:
+        check_resumable(recipe, path.stem)
+    if nproc > 1:
+        read_data(recipe, open_tokenizer(recipe.base))  # into the cache, from where each process opens it
+        from .launch import launch
+
+        flags = ["--force"] * force + ["--extend", str(extend)] * bool(extend)
+        return launch(nproc, ["train", str(path), *overrides, *flags])
+    return train_here(recipe, path.stem, console, force=force, extend=extend)
+
+
+def train_here(recipe: Recipe, name: str, console: Console, *, force: bool, extend: float) -> int:
+    """Train in this process, alone or one of several."""
+    from stylora.train.interruption import Interrupted
+    from stylora.train.trainer import TrainingStopped
+
+    from .train import train
+
+    try:
+        train(recipe, name=name, console=console, force=force, extend=extend)
+    except TrainingStopped as stopped:
+        Console(stderr=True, soft_wrap=True).print(f"[red]stopped:[/red] {stopped}", highlight=False)
+        return 1
+    except Interrupted as stop:
+        return stop.exit_code
+    return 0
+
+
+def check_resumable(recipe: Recipe, name: str) -> None:
+    """Raises UserError where there is no unfinished run of this recipe."""
+    claim = claim_stage(run_folder(recipe, name), recipe, force=False)
+    if claim.state != "resume":
+        found = "a finished run" if claim.state == "done" else "no run"
+        where = claim.stage.path
+        raise UserError("--resume", got=f"{found} in {where}", expected="an unfinished run of this recipe", do="leave --resume out")
