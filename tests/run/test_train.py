@@ -24,7 +24,7 @@ from stylora.model.base import fingerprint, hash_file, load_base, same_base
 from stylora.model.device import Device
 from stylora.model.tokenizer_file import TINY
 from stylora.recipe.recipe import Recipe, load_recipe, parse_recipe
-from stylora.run.folder import StageFolder, claim_stage, make_stage, write_text
+from stylora.run.folder import StageFolder, check_room, claim_stage, locked, make_stage, write_text
 from stylora.run.open import open_model
 from stylora.run.train import Outcome, train
 
@@ -96,7 +96,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 def test_artefacts(finished):
     names = {path.name for path in finished.folder.iterdir()}
-    assert {"recipe.yaml", "environment.json", "metrics.jsonl", "samples.json", "checkpoints", "adapter", "stack.json"} <= names
+    assert {"recipe.yaml", "environment.json", "metrics.jsonl", "held_out.jsonl", "samples.jsonl", "checkpoints"} <= names
+    assert {"adapter", "stack.json"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
     assert finished.folder == Path(finished.recipe.output_dir) / "style"
     assert {path.name for path in (finished.folder / "checkpoints").iterdir()} == {"checkpoint-1", "checkpoint-2"}
@@ -132,7 +133,8 @@ def test_metrics_and_outcome(finished):
     assert 2 < measured[0]["eval/style"] < math.log(6400) + 1
     assert measured[0]["eval/style"] != measured[-1]["eval/style"]
     assert [list(sample) for sample in outcome.samples] == [["剑光一闪"]] * 3
-    assert json.loads((finished.folder / "samples.json").read_text(encoding="utf-8")) == outcome.samples
+    continued = [json.loads(line) for line in (finished.folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(row["step"], row["samples"]) for row in continued] == list(zip([0, 1, 2], outcome.samples, strict=True))
 
 
 def test_what_it_prints(finished):
@@ -239,19 +241,20 @@ def test_force_trains_again_to_the_same_bytes(finished, cache, books, tmp_path):
 
 
 def taken(folder: Path, described: Recipe, *, force: bool = False) -> StageFolder:
-    """The stage's folder, claimed and made."""
-    stage = claim_stage(folder, described, force=force)
-    assert stage is not None
-    make_stage(stage, described, need_bytes=1)
-    return stage
+    """The stage's folder, claimed as new and made."""
+    claim = claim_stage(folder, described, force=force)
+    assert claim.state == "new"
+    with locked(claim.stage):
+        make_stage(claim.stage, described)
+    return claim.stage
 
 
 def refused(folder: Path, described: Recipe, **options) -> str:
     """The message; and that nothing in the folder changed."""
     before = snapshot(folder)
     with pytest.raises(UserError) as caught:
-        stage = claim_stage(Path(described.output_dir), described, force=options.get("force", False))
-        make_stage(stage, described, need_bytes=options.get("need_bytes", 1))
+        claim = claim_stage(Path(described.output_dir), described, force=options.get("force", False))
+        check_room(claim.stage, options.get("need_bytes", 1))
     assert snapshot(folder) == before
     return str(caught.value)
 
@@ -259,15 +262,41 @@ def refused(folder: Path, described: Recipe, **options) -> str:
 def test_a_folder_of_another_run_is_refused(finished, books):
     other = recipe(books, Path(finished.recipe.output_dir), "train.learning_rate=0.5")
     message = refused(finished.folder, other)
-    assert "got another run, expected an empty folder or this recipe's own run; set output_dir, or give --force" in message
+    assert "got another run (stages[0].train.learning_rate 0.001 there, 0.5 here), expected an empty folder or this recipe's" in message
+    assert "own run; set output_dir, or give --force" in message
 
 
-def test_an_unfinished_run_is_refused(books, tmp_path):
+def test_an_unfinished_run_is_gone_on_with(books, tmp_path):
     described = recipe(books, tmp_path / "x")
     stage = taken(tmp_path / "x", described)
-    assert "got an unfinished run of this recipe" in refused(tmp_path, described)
+    assert claim_stage(tmp_path / "x", described, force=False).state == "resume"
     assert "got another run" in refused(tmp_path, recipe(books, tmp_path / "x", "train.seed=1"))
     assert taken(tmp_path / "x", described, force=True) == stage
+
+
+def test_a_moved_run_is_the_same_run(finished, books, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "moved" / "style")
+    assert claim_stage(tmp_path / "moved", recipe(books, tmp_path / "moved"), force=False).state == "done"
+
+
+def test_two_processes_do_not_train_in_one_folder(books, tmp_path):
+    stage = taken(tmp_path / "x", recipe(books, tmp_path / "x"))
+    with locked(stage), pytest.raises(UserError, match="got a run that another process is training"), locked(stage):
+        pass
+    with locked(stage):
+        pass
+
+
+@pytest.mark.parametrize("layout", ["flat", "final"])
+def test_older_layouts_put_files_where_they_were(books, cache, tmp_path, finished, layout):
+    outcome = rerun(recipe(books, tmp_path / "x", f"layout={layout}"), cache)
+    assert outcome.folder == tmp_path / "x"
+    adapter = outcome.folder if layout == "flat" else outcome.folder / "final"
+    for place in (adapter, outcome.folder / "checkpoint-2"):
+        assert (place / "adapter_model.safetensors").read_bytes() == (finished.folder / "adapter/adapter_model.safetensors").read_bytes()
+    with torch.no_grad():
+        ours = open_model(str(outcome.folder), FP32).model(input_ids=IDS).logits
+        assert torch.equal(ours, open_model(str(finished.folder), FP32).model(input_ids=IDS).logits)
 
 
 @pytest.mark.parametrize("there", ["novel.txt", "recipe.yaml"])

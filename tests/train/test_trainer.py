@@ -15,14 +15,18 @@ from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import TrainerCallback
 
+from stylora.errors import UserError
 from stylora.model.adapter import attach
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel
 from stylora.model.settings import Adapter
 from stylora.samples.clm import clm
+from stylora.train.checkpoint import find_checkpoint
+from stylora.train.interruption import Interrupted, Interruption
+from stylora.train.logs import MetricsFile
 from stylora.train.settings import Train
 from stylora.train.steps import Steps
-from stylora.train.trainer import ForestTrainer, MetricsFile, TrainingStopped, moments, training_arguments
+from stylora.train.trainer import ForestTrainer, LossSpike, TrainingStopped, moments, training_arguments
 
 FP32 = Device(device=torch.device("cpu"), dtype=torch.float32, why="test")
 WINDOWS = [np.random.default_rng(n).integers(3, 250, size=6 + 5 * n % 13, dtype=np.int32) for n in range(12)]
@@ -59,12 +63,12 @@ class Run:
 def train(random_model, tokenizer, tmp_path_factory) -> Callable[..., Run]:
     """`train(windows=..., adapter={...}, evaluators=[...], save_at=..., poison=f, **settings)`: a run on a random Qwen3.
 
-    poison: called with the PeftModel before training; start=False leaves it unstarted
+    poison: called with the PeftModel before training; start=False leaves it unstarted; resume: a step whose checkpoint lies in `folder`
     """
 
     def run(
         *, windows=WINDOWS, adapter=None, evaluators=(), eval_at=(), save_at=(), callbacks=(), packs=True, poison=None, start=True,
-        folder=None, **changes,
+        folder=None, resume=None, interruption=None, **changes,
     ) -> Run:  # fmt: skip
         settings = dict(
             num_train_epochs=2, samples_per_step=4, tokens_per_microbatch=10_000, learning_rate=5e-3, lr_scheduler_type="constant",
@@ -84,12 +88,14 @@ def train(random_model, tokenizer, tmp_path_factory) -> Callable[..., Run]:
             num_train_epochs=section.num_train_epochs, max_steps=section.max_steps, packs=packs,
         )  # fmt: skip
         watch = Watch()
+        folder = folder or tmp_path_factory.mktemp("run")
         trainer = ForestTrainer(
-            model, peft, tokenizer, steps, training_arguments(section, FP32, folder or tmp_path_factory.mktemp("run"), len(steps)),
-            base_name="a/base", evaluators=list(evaluators), eval_at=set(eval_at), save_at=set(save_at), callbacks=[watch, *callbacks],
+            model, peft, tokenizer, steps, training_arguments(section, FP32, folder, len(steps)), section, base_name="a/base",
+            folder=folder, evaluators=list(evaluators), eval_at=set(eval_at), save_at=set(save_at), callbacks=[watch, *callbacks],
+            interruption=interruption,
         )  # fmt: skip
         if start:
-            trainer.train()
+            trainer.run(find_checkpoint(folder, at_most=resume)[0] if resume else None)
         return Run(trainer=trainer, peft=peft, watch=watch, before=before)
 
     return run
@@ -155,8 +161,9 @@ def test_it_learns_and_nothing_but_the_adapter_changes(train):
 
 
 def test_counts(baseline):
-    assert baseline.trainer.samples_seen == 24
-    assert baseline.trainer.tokens_seen == baseline.trainer.forest_tokens_seen == 2 * sum(map(len, WINDOWS))
+    progress = baseline.trainer.progress
+    assert progress.samples == 24
+    assert progress.tokens == progress.forest_tokens == 2 * sum(map(len, WINDOWS))
 
 
 def test_windows_of_one_token_teach_nothing_and_break_nothing(train):
@@ -175,7 +182,7 @@ def adapter_bytes(folder: Path) -> bytes:
 def test_dropout_comes_from_the_seed_alone(train, tmp_path):
     """Equal runs give equal bytes, also when evaluations in between draw random numbers; other seeds and no dropout give others."""
 
-    def noisy(model: ForestModel) -> dict[str, float]:
+    def noisy(model: ForestModel, step: int) -> dict[str, float]:
         return {"noise": torch.rand(()).item()}
 
     half = {"dropout": 0.5}
@@ -249,15 +256,13 @@ def test_precision_reaches_transformers(precision, tmp_path):
 def test_evaluators_run_before_the_first_step_and_when_asked(train, tmp_path):
     calls = []
 
-    def look(model: ForestModel) -> dict[str, float]:
-        calls.append((run_state().global_step, model.training, torch.is_grad_enabled()))
+    def look(model: ForestModel, step: int) -> dict[str, float]:
+        calls.append((step, model.training, torch.is_grad_enabled()))
         return {"style": 1.5 - len(calls), "general": 2.0}
 
-    unstarted = train(
-        evaluators=[look, lambda model: {"more": 3.0}], eval_at={2, 5, 6}, start=False, callbacks=[MetricsFile(tmp_path / "metrics.jsonl")]
+    train(
+        evaluators=[look, lambda model, step: {"more": 3.0}], eval_at={2, 5, 6}, callbacks=[MetricsFile(tmp_path / "metrics.jsonl")]
     )
-    run_state = lambda: unstarted.trainer.state  # noqa: E731
-    unstarted.trainer.train()
     assert calls == [(step, False, False) for step in (0, 2, 5, 6)]
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     measured = [row for row in rows if "eval/style" in row]
@@ -272,7 +277,7 @@ def test_evaluators_run_before_the_first_step_and_when_asked(train, tmp_path):
 
 
 def test_evaluation_changes_nothing(train, baseline):
-    run = train(evaluators=[lambda model: {"x": 1.0}], eval_at={1, 3})
+    run = train(evaluators=[lambda model, step: {"x": 1.0}], eval_at={1, 3})
     assert run.watch.losses == baseline.watch.losses
     equal(run.lora, baseline.lora)
 
@@ -304,7 +309,8 @@ def test_checkpoints_rotate_and_open_in_plain_peft(train, random_model, tmp_path
     run = train(save_at={1, 2, 4, 6}, save_total_limit=2, folder=tmp_path)
     assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     checkpoint = tmp_path / "checkpoint-6"
-    assert {"optimizer.pt", "scheduler.pt", "tokenizer.json", "trainer_state.json"} <= {path.name for path in checkpoint.iterdir()}
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"optimizer.pt", "scheduler.pt", "tokenizer.json", "trainer_state.json", "checkpoint.json"} <= names
     config = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "a/base" and config["target_modules"] == sorted(config["target_modules"])
     theirs = PeftModel.from_pretrained(random_model("Qwen3"), str(checkpoint)).eval()
@@ -336,3 +342,197 @@ def test_no_checkpoints_unless_asked(train, tmp_path):
 )
 def test_moments(asked, expected):
     assert moments(*asked) == expected
+
+
+# --- stopped and gone on with -------------------------------------------------------------------------------------------------------------
+
+
+def rows(folder: Path) -> list[dict]:
+    """metrics.jsonl but for the closing line, which tells times."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if "train_runtime" not in row]
+
+
+def noisy(model: ForestModel, step: int) -> dict[str, float]:
+    """An evaluator that draws random numbers, as generating does."""
+    return {"style": float(next(p for n, p in model.named_parameters() if "lora_B" in n).abs().sum()), "noise": torch.rand(()).item() * 0}
+
+
+FULL = dict(
+    adapter={"dropout": 0.3}, evaluators=[noisy], eval_at={2, 4, 6}, save_at={3, 6}, save_total_limit=None, lr_scheduler_type="cosine",
+    warmup_steps=2, tokens_per_microbatch=30,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("logging_steps", [1, 2])
+@pytest.mark.parametrize("stop", [3, 6])
+def test_resumed_is_bit_equal_to_straight(train, tmp_path, stop, logging_steps):
+    """Weights, optimizer, logs: with dropout, a schedule, evaluations, and a log that spans the break."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for folder in (straight, broken):
+        folder.mkdir()
+        train(**FULL, logging_steps=logging_steps, folder=folder, callbacks=[MetricsFile(folder / "metrics.jsonl")])
+    with (broken / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"step": 7, "loss": 1}\n{"half a li')  # what a killed process may leave
+    again = train(
+        **FULL, logging_steps=logging_steps, folder=broken, resume=stop, callbacks=[MetricsFile(broken / "metrics.jsonl")]
+    )
+    assert len(again.watch.rates) == 6 - stop
+    for file in ("adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "scheduler.pt"):
+        assert (broken / "checkpoint-6" / file).read_bytes() == (straight / "checkpoint-6" / file).read_bytes(), file
+    assert rows(broken) == rows(straight)
+    assert again.trainer.progress.tokens == 2 * sum(map(len, WINDOWS))
+
+
+def test_a_step_on_other_processes_budgets_and_checkpointing_resumes_too(train, tmp_path):
+    """What does not change the result may change between two parts of a run."""
+    straight = train()
+    train(folder=tmp_path, save_at={3})
+    again = train(folder=tmp_path, resume=3, tokens_per_microbatch=18, gradient_checkpointing=True)
+    equal(again.lora, straight.lora, 1e-4)
+
+
+class At(TrainerCallback):
+    """Asks to stop in the middle of a step, as a signal would."""
+
+    def __init__(self, interruption: Interruption, step: int) -> None:
+        self.interruption, self.step = interruption, step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step + 1 == self.step:
+            self.interruption.number = 15
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3, 6])
+def test_asked_to_stop_it_saves_the_step_and_goes_on_to_the_same_end(train, tmp_path, stop):
+    """Also where an evaluation was due (2), a checkpoint (3), or both and the end (6)."""
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    for folder in (straight, broken):
+        folder.mkdir()
+    train(**FULL, folder=straight, callbacks=[MetricsFile(straight / "metrics.jsonl")])
+    asked = Interruption()
+    with pytest.raises(Interrupted) as caught:
+        train(**FULL, folder=broken, interruption=asked, callbacks=[MetricsFile(broken / "metrics.jsonl"), At(asked, stop)])
+    assert caught.value.exit_code == 143
+    assert find_checkpoint(broken)[0].step == stop
+    train(**FULL, folder=broken, resume=stop, callbacks=[MetricsFile(broken / "metrics.jsonl")])
+    assert adapter_bytes(broken / "checkpoint-6") == adapter_bytes(straight / "checkpoint-6")
+    assert rows(broken) == rows(straight)
+
+
+def test_a_signal_during_an_evaluation_ends_it_and_keeps_the_step(train, tmp_path):
+    asked = Interruption()
+
+    def slow(model: ForestModel, step: int) -> dict[str, float]:
+        (tmp_path / "samples.jsonl").open("a", encoding="utf-8").write("{}\n")
+        if step == 4 and asked.number is None:
+            asked.number = 2
+            raise Interrupted(2)  # as the signal's handler does there
+        return {"style": 1.0}
+
+    with pytest.raises(Interrupted) as caught:
+        train(evaluators=[slow], eval_at={4, 6}, folder=tmp_path, interruption=asked)
+    assert caught.value.exit_code == 130
+    checkpoint = find_checkpoint(tmp_path)[0]
+    assert checkpoint.step == 4 and not checkpoint.manifest["progress"]["evaluated"]
+    assert (tmp_path / "samples.jsonl").read_text(encoding="utf-8") == "{}\n", "what was half measured is taken back"
+    steps = []
+    train(evaluators=[lambda model, step: steps.append(step) or {"style": 1.0}], eval_at={4, 6}, folder=tmp_path, resume=4)
+    assert steps == [4, 6], "the measurement that was due is made up for"
+
+
+# --- the best, early stopping, spikes -----------------------------------------------------------------------------------------------------
+
+
+def scores(*values: float):
+    """An evaluator that finds these, one after the other by step; the first is before training."""
+    return lambda model, step: {"general": 9.0, "style": values[step]}
+
+
+CHOOSE = dict(eval_at={1, 2, 3, 4, 5, 6}, metric_for_best_model="style", save_total_limit=1)
+
+
+def test_the_best_checkpoint_is_kept_beside_the_last(train, tmp_path):
+    run = train(**CHOOSE, evaluators=[scores(0, 5, 4, 2, 3, 3, 3)], save_at={6}, folder=tmp_path)
+    assert (run.trainer.state.best_global_step, run.trainer.state.best_metric) == (3, 2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-3", "checkpoint-6"]
+
+
+def test_greater_can_be_better_and_loss_is_the_first_metric(train, tmp_path):
+    run = train(**CHOOSE, greater_is_better=True, evaluators=[scores(9, 5, 4, 7, 3, 3, 3)], folder=tmp_path)
+    assert run.trainer.state.best_global_step == 3
+    run = train(**CHOOSE | {"metric_for_best_model": "loss"}, evaluators=[scores(9, 5, 4, 7, 3, 3, 3)], folder=tmp_path / "loss")
+    assert run.trainer.state.best_metric == 9.0
+
+
+def test_a_metric_nobody_measures_is_refused_before_the_first_step(train):
+    with pytest.raises(UserError, match="got 'stile', expected one of: general, style"):
+        train(**CHOOSE | {"metric_for_best_model": "stile"}, evaluators=[scores(0)])
+
+
+@pytest.mark.parametrize(("threshold", "last"), [(0.0, 5), (0.5, 3)])
+def test_early_stopping(train, tmp_path, threshold, last):
+    """Two measurements without a gain; small gains count as none where a threshold says so."""
+    run = train(
+        **CHOOSE, evaluators=[scores(9, 5, 4.9, 4.8, 5, 5, 1)], early_stopping_patience=2, early_stopping_threshold=threshold,
+        folder=tmp_path,
+    )  # fmt: skip
+    assert run.trainer.state.global_step == last and run.trainer.progress.stopped
+    assert find_checkpoint(tmp_path)[0].step == last
+    again = train(**CHOOSE, evaluators=[scores()], early_stopping_patience=2, folder=tmp_path, resume=last)
+    assert again.trainer.state.global_step == last and not again.watch.rates, "what ended early is not gone on with"
+    assert again.trainer.state.best_global_step == 3
+    equal(again.lora, run.lora)
+
+
+def test_waiting_goes_on_after_a_resume(train, tmp_path):
+    found = [scores(9, 5, 6, 6, 6, 6, 6)]
+    train(**CHOOSE | {"save_total_limit": None}, evaluators=found, early_stopping_patience=3, save_at={1, 2, 3}, folder=tmp_path)
+    again = train(**CHOOSE, evaluators=found, early_stopping_patience=3, folder=tmp_path, resume=2)
+    assert again.trainer.state.global_step == 4
+
+
+class Jump(TrainerCallback):
+    """In step `at` the loss is three times what it is, the first `times` it comes there."""
+
+    def __init__(self, at: int, times: int = 1) -> None:
+        self.at, self.times = at, times
+
+    def on_step_begin(self, args, state, control, model=None, **_):
+        if state.global_step == self.at - 1 and self.times:
+            self.times -= 1
+            self.hook = model.register_forward_hook(lambda module, inputs, loss: 3 * loss)
+
+    def on_train_end(self, args, state, control, **_):
+        self.hook.remove()
+
+
+@pytest.mark.parametrize(("wanted", "error"), [("stop", TrainingStopped), ("roll_back", LossSpike)])
+def test_a_loss_that_jumps_is_seen_before_it_teaches(train, tmp_path, monkeypatch, wanted, error):
+    monkeypatch.setattr("stylora.train.trainer.SPIKE_WINDOW", 3)
+    run = train(start=False, loss_spike=wanted, callbacks=[Jump(5)], save_at={4}, folder=tmp_path)
+    with pytest.raises(error, match="step 5: the loss jumped to .*, usual were .*; lower train.learning_rate"):
+        run.trainer.run()
+    assert run.trainer.state.global_step == 4 and find_checkpoint(tmp_path)[0].step == 4
+
+
+def test_rolled_back_it_goes_on_from_the_checkpoint_at_half_the_rate(train, tmp_path, monkeypatch):
+    monkeypatch.setattr("stylora.train.trainer.SPIKE_WINDOW", 3)
+    jump = Jump(5)
+    run = train(
+        start=False, loss_spike="roll_back", callbacks=[jump, MetricsFile(tmp_path / "metrics.jsonl")], save_at={4, 6}, folder=tmp_path
+    )
+    with pytest.raises(LossSpike):
+        run.trainer.run()
+    jump.hook.remove()
+    run.trainer.run(find_checkpoint(tmp_path)[0], rate=0.5)
+    assert run.watch.rates == pytest.approx([5e-3] * 5 + [2.5e-3] * 2)
+    found = rows(tmp_path)
+    assert [row["step"] for row in found] == [1, 2, 3, 4, 5, 6], "the jump is not in the log"
+    assert [row["learning_rate"] for row in found[4:]] == [2.5e-3] * 2
+    assert find_checkpoint(tmp_path)[0].manifest["progress"]["rate"] == 0.5
+
+
+def test_a_healthy_run_is_not_stopped(train, baseline, monkeypatch):
+    monkeypatch.setattr("stylora.train.trainer.SPIKE_WINDOW", 3)
+    assert train(loss_spike="stop").watch.losses == baseline.watch.losses

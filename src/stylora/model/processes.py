@@ -68,6 +68,14 @@ def leave_processes() -> None:
             dist.destroy_process_group()
 
 
+def lost_peer(error: BaseException) -> bool:
+    """Whether the error is another process's end, seen from here."""
+    import torch.distributed as dist
+
+    text = str(error)
+    return ranks() > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text)
+
+
 def wait_for_all() -> None:
     """Go on when every process has come here."""
     if ranks() > 1:
@@ -84,7 +92,7 @@ def summed(values: np.ndarray) -> np.ndarray:
     import torch.distributed as dist
 
     on = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.from_numpy(np.asarray(values, np.float64)).to(on)
+    tensor = torch.from_numpy(np.array(values, np.float64)).to(on)  # a copy: it is summed in place
     dist.all_reduce(tensor)
     return tensor.cpu().numpy()
 

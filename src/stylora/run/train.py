@@ -15,6 +15,7 @@ from typing import Any
 
 from peft import PeftModel
 from rich.console import Console
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 
 from stylora.errors import UserError
@@ -23,17 +24,17 @@ from stylora.model.adapter import attach, count_parameters, save_adapter
 from stylora.model.base import Base, fingerprint, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
-from stylora.model.processes import agreed, join_processes, leave_processes, rank, ranks, wait_for_all
+from stylora.model.processes import agreed, join_processes, leave_processes, lost_peer, rank, ranks, wait_for_all
 from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base
 from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.objective import check_vocabulary, read_vocabulary
-from stylora.train.checkpoint import steps_there
+from stylora.train.checkpoint import disk_trouble, steps_there
 from stylora.train.interruption import Interrupted, Interruption
 from stylora.train.logs import MetricsFile
 from stylora.train.progress import ProgressDisplay
 from stylora.train.settings import Train
 from stylora.train.steps import Steps
-from stylora.train.trainer import ForestTrainer, check_trackers, moments, training_arguments
+from stylora.train.trainer import ForestTrainer, TrainingStopped, check_trackers, moments, training_arguments
 
 from .data import account
 from .estimate import dry_step, told_time
@@ -83,15 +84,27 @@ def train(
             with locked(folder) if rank() == 0 else nullcontext():
                 outcome = run_stage(recipe, folder, claim.state, prepared, console, interruption)
         except Interrupted as stop:
-            last = next(iter(steps_there(folder.checkpoints)), None)
-            kept = f"checkpoint-{last} is saved; the same command goes on from there" if last else "the same command starts again"
-            console.print(f"stopped by {stop}: {kept}")
-            raise
-        finally:
+            console.print(f"stopped by {stop}: {what_is_kept(folder)}")
             leave_processes()
+            raise
+        except (OSError, RuntimeError, SafetensorError) as error:
+            if lost_peer(error):  # whoever started us says more
+                raise TrainingStopped(f"another process ended; {what_is_kept(folder)}") from error
+            trouble = disk_trouble(error)
+            if trouble is None:
+                raise
+            where = getattr(error, "filename", None) or str(folder.path)
+            raise UserError(where, got=trouble, expected="room for what the run writes", do=f"make room; {what_is_kept(folder)}") from error
+    leave_processes()
     outcome.seconds = time.perf_counter() - started
     console.print(f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora generate {folder.path} --prompt 剑光一闪")
     return outcome
+
+
+def what_is_kept(folder: StageFolder) -> str:
+    """What the same command will do after this run stopped."""
+    last = next(iter(steps_there(folder.checkpoints)), None)
+    return "the same command starts again" if last is None else f"checkpoint-{last} is whole, the same command goes on from there"
 
 
 def longer(recipe: Recipe, epochs: float) -> Recipe:
