@@ -1,10 +1,11 @@
-"""Where a base lies, its `tokenizer.json` and its context: all that reading text needs of a base. Imports no torch and no transformers."""
+"""Where a base lies, its tokenizer, context and chat template: all that reading data needs of a base. Imports no torch, no transformers."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 from stylora.errors import UserError
 
@@ -27,6 +28,48 @@ def context_length(name: str, where: str = "base") -> int | None:
     config = json.loads(path.read_text(encoding="utf-8"))
     text = config.get("text_config", config)
     return text.get("max_position_embeddings", text.get("n_positions"))
+
+
+def chat_template(name: str, where: str = "base") -> str:
+    """The base's chat template, in Jinja: of `chat_template.jinja`, else of `tokenizer_config.json`. Raises UserError where it has none."""
+    path = optional_file(name, "chat_template.jinja")
+    if path is not None:
+        return path.read_text(encoding="utf-8")
+    template = _tokenizer_config(name).get("chat_template")
+    if isinstance(template, list):  # several, each with a name
+        template = {each["name"]: each["template"] for each in template}.get("default")
+    if not isinstance(template, str):
+        raise UserError(
+            where, got=f"{name!r}, which has no chat template", expected="a base that was made for chat",
+            do="use its instruct version, or put a chat_template.jinja beside its tokenizer.json",
+        )  # fmt: skip
+    return template
+
+
+def special_tokens(name: str) -> dict[str, str]:
+    """`bos_token`, `eos_token` and whatever else the base's `tokenizer_config.json` names so -> the token as text."""
+    config = _tokenizer_config(name)
+    found = {key: value["content"] if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
+    return {key: value for key, value in found.items() if isinstance(value, str)}
+
+
+def _tokenizer_config(name: str) -> dict[str, Any]:
+    path = optional_file(name, "tokenizer_config.json")
+    return {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+
+
+def optional_file(name: str, file: str) -> Path | None:
+    """A file of a base that not every base has; None where this one has not."""
+    folder = Path(base_path(name))
+    if folder.is_dir():
+        return folder / file if (folder / file).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(name, file))
+    except EntryNotFoundError:
+        return None
 
 
 def base_file(name: str, file: str, *, expected: str, do: str, where: str) -> Path:

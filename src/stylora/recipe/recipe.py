@@ -9,6 +9,7 @@
         train: {...}                 # train/settings.py
 
 Read from YAML with overrides `a.b=c`; unknown keys are errors. Relative paths are taken from the working folder, as everywhere else.
+Recipes in older forms are translated first (older.py).
 """
 
 from __future__ import annotations
@@ -29,8 +30,11 @@ from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
 from stylora.train.settings import Train
 
+from .older import is_older, reaches_older, refuse_step_names, renamed_lines, translate
+
 FORMS = re.compile(r"(function-|constrained-|union$|int$|float$|str$|(list|dict|tuple|literal)\[)")
 """What pydantic puts into an error's place for the forms a field may have; no part of the key."""
+SAMPLES_PER_STEP = re.compile(r"(stages\.0\.)?train\.samples_per_step=")
 
 
 class Stage(BaseModel, frozen=True, extra="forbid"):
@@ -57,6 +61,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     trust_remote_code: run Python that comes with the base; only for bases you trust
     attention: `sdpa`, `eager` or `flex_attention`; None takes what transformers chooses
     output_dir: where the run lies; None is `runs/<name of the recipe file>`
+    layout: `stages` gives each stage a folder of its own; `flat` puts checkpoints and adapter into output_dir itself, as older recipes
+        expect them; `final` puts the adapter into its folder `final`
     stages: carried out in order; for now a recipe has one
     """
 
@@ -64,12 +70,18 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     trust_remote_code: bool = False
     attention: Literal["sdpa", "eager", "flex_attention"] | None = None
     output_dir: str | None = None
+    layout: Literal["stages", "flat", "final"] = "stages"
     stages: list[Stage] = Field(min_length=1, max_length=1)
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read, override, validate. Raises UserError naming the file and the key."""
-    return parse_recipe(read_yaml(path), overrides, name=str(path))
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, processes: int = 1) -> Recipe:
+    """Read, override, validate. processes: that train together, for the step of an older recipe. Raises UserError naming file and key."""
+    return load_recipe_told(path, overrides, processes=processes)[0]
+
+
+def load_recipe_told(path: Path, overrides: Sequence[str] = (), *, processes: int = 1) -> tuple[Recipe, list[str]]:
+    """The recipe, and a sentence for every key that was translated on the way."""
+    return _parse(read_yaml(path), overrides, name=str(path), processes=processes)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -94,22 +106,40 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def parse_recipe(values: dict[str, Any], overrides: Sequence[str], *, name: str) -> Recipe:
-    """A recipe from plain values. Overrides `a.b=c` reach into the first stage unless they name a key of the recipe itself."""
+def parse_recipe(values: dict[str, Any], overrides: Sequence[str], *, name: str, processes: int = 1) -> Recipe:
+    """A recipe from plain values. Overrides `a.b=c` reach into the first stage unless they name a key of the recipe itself, or of the older
+    form in a recipe of that form."""
+    return _parse(values, overrides, name=name, processes=processes)[0]
+
+
+def _parse(values: dict[str, Any], overrides: Sequence[str], *, name: str, processes: int) -> tuple[Recipe, list[str]]:
+    lines: list[str] = []
+    called: dict[str, str] = {}
+    if is_older(values, name):
+        for override in filter(reaches_older, overrides):
+            _override(values, override, older=True)
+        overrides = [override for override in overrides if not reaches_older(override)]
+        older = translate(values, name=name, processes=processes)
+        values, lines, called = older.values, older.lines, older.called
+        size = called.get("stages[0].train.samples_per_step")
+        if size and not size.endswith("samples_per_step") and any(SAMPLES_PER_STEP.match(each) for each in overrides):
+            raise UserError("train.samples_per_step", got="both forms at once", expected=f"it or {size}", do=f"override {size} instead")
     for override in overrides:
         _override(values, override)
+    refuse_step_names(values, name)
     try:
-        return Recipe.model_validate(values)
+        recipe = Recipe.model_validate(values)
     except ValidationError as error:
-        raise _as_user_error(error, name) from error
+        raise _as_user_error(error, name, called) from error
+    return recipe, lines + ([] if called else renamed_lines(values))
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def _override(values: dict[str, Any], override: str, *, older: bool = False) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(override, got="no `=`", expected="key=value, as in train.learning_rate=2e-4")
     path = key.split(".")
-    if path[0] not in Recipe.model_fields:
+    if not older and path[0] not in Recipe.model_fields:
         path = ["stages", "0", *path]
     place: Any = values
     for part in path[:-1]:
@@ -132,11 +162,16 @@ def _missing(key: str, part: str) -> Any:
     raise UserError(key, got=f"'{part}'", expected="a section of the recipe")
 
 
-def _as_user_error(error: ValidationError, name: str) -> UserError:
-    """One of pydantic's complaints as one sentence about one key: the first of the deepest, which knows best which form was meant."""
+def _as_user_error(error: ValidationError, name: str, called: dict[str, str]) -> UserError:
+    """One of pydantic's complaints as one sentence about one key: the first of the deepest, which knows best which form was meant.
+
+    called: places -> the keys of an older recipe that they came from
+    """
     first = max(error.errors(), key=lambda one: len(one["loc"]))
     place = [part for part in first["loc"] if not (isinstance(part, str) and FORMS.match(part))]
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
+    origin = max((one for one in called if key == one or key.startswith((f"{one}.", f"{one}["))), key=len, default="")
+    key = called[origin] + key[len(origin) :] if origin else key
     where = f"{name}: {key}" if key else name
     if first["type"] == "extra_forbidden":
         known = _section(place[:-1])

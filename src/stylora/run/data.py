@@ -25,11 +25,14 @@ from stylora.corpus.rows import HUB
 from stylora.errors import UserError
 from stylora.model.tokenizer_file import context_length
 from stylora.recipe.recipe import Recipe, load_recipe, parse_recipe
+from stylora.samples.chat_data import ChatData, ChatSummary
+from stylora.samples.conversations import holds_conversations
 from stylora.samples.jsonl_mix import Mix
 from stylora.samples.settings import Data
 from stylora.samples.store import Piece, report_row
 from stylora.samples.text import PARTS, Summary
 
+from .chat import ChatScan, account_of_chat, show_chat
 from .plan import open_tokenizer, read_data
 
 ROWS = (".jsonl", ".json", ".parquet")
@@ -81,8 +84,16 @@ def scan_recipe(arguments: Sequence[str], base: str | None) -> Recipe:
     if not paths:
         raise UserError(arguments[0], got="only overrides", expected="files, folders or a recipe before them")
     train = paths if len(paths) > 1 else paths[0]
-    data = {"format": text_format(paths), "train": train, "window": window_for(base or "tiny")}
+    data: dict[str, Any] = {"format": data_format(paths), "train": train}
+    if data["format"] != "chat":
+        data["window"] = window_for(base or "tiny")
     return parse_recipe({"base": base or "tiny", "stages": [{"data": data}]}, overrides, name="data")
+
+
+def data_format(paths: Sequence[str]) -> str:
+    """`chat` where the first row is a conversation, else as `text_format` says. Raises UserError for a path without usable files."""
+    files = find_files([path for path in paths if not path.startswith(HUB)])
+    return "chat" if files and holds_conversations(files[0]) else text_format(paths)
 
 
 def text_format(paths: Sequence[str]) -> str:
@@ -97,10 +108,12 @@ def window_for(base: str) -> int:
     return min(default, context_length(base) or default)
 
 
-def scan(recipe: Recipe, *, console: Console, cache: Path | None = None) -> Scan:
-    """Read the recipe's text as training would. console: for the progress bar, which vanishes. Raises what reading raises."""
+def scan(recipe: Recipe, *, console: Console, cache: Path | None = None) -> Scan | ChatScan:
+    """Read the recipe's data as training would. console: for the progress bar, which vanishes. Raises what reading raises."""
     with progress_bar(console) as progress:
         text = read_data(recipe, open_tokenizer(recipe.base), cache=cache, progress=progress)
+    if isinstance(text, ChatData):
+        return ChatScan(base=recipe.base, data=recipe.stages[0].data, summary=text.summary)
     files = file_rows(text.summary.reports, text.pieces)
     return Scan(base=recipe.base, data=recipe.stages[0].data, files=files, summary=text.summary)
 
@@ -134,8 +147,10 @@ def file_rows(reports: Sequence[FileReport], pieces: Sequence[Piece]) -> list[Fi
 # ---------------------------------------------------------------------------------------------------------- in the terminal
 
 
-def show(found: Scan, console: Console, *, removed: bool = False) -> None:
+def show(found: Scan | ChatScan, console: Console, *, removed: bool = False) -> None:
     """The table of files, what is doubtful about them, and the account of the whole. removed: also what cleaning took out."""
+    if isinstance(found, ChatScan):
+        return show_chat(found, console)
     console.print(file_table(found.files))
     for row in found.files:
         for line in doubts(row.report):
@@ -207,8 +222,11 @@ def totals(found: Scan) -> Iterator[tuple[str, str]]:
     yield "text", f"{characters:,} characters, {tokens:,} tokens of {found.base} ({characters / max(1, tokens):.2f} characters a token)"
 
 
-def account(summary: Summary, window: int) -> Iterator[tuple[str, str]]:
-    """(name, figures) of the split and of an epoch, and the warnings."""
+def account(summary: Summary | ChatSummary, window: int) -> Iterator[tuple[str, str]]:
+    """(name, figures) of the split and of an epoch, and the warnings. window: of text"""
+    if isinstance(summary, ChatSummary):
+        yield from account_of_chat(summary)
+        return
     for side in summary.sides:
         amount = f"{side.tokens:,} tokens in {side.windows:,} windows"
         if side.held and side.tokens:

@@ -25,12 +25,15 @@ from stylora.errors import UserError
 from stylora.model.tokenizer_file import context_length
 from stylora.recipe.recipe import Recipe, Stage, parse_recipe
 from stylora.samples.objective import Objective
+from stylora.samples.settings import READ_BY, Data
+from stylora.samples.text import TextData
 
 from .data import Scan, account, progress_bar, scan, text_format, totals
 from .plan import open_tokenizer, read_data
 
 LARGE_BASE = "Qwen/Qwen3-8B"
 GENERAL_RATIO = 0.1
+CHAT_ONLY = READ_BY["chat"] - READ_BY["text"]
 WINDOWS = 128  # in an epoch, so that it is more than a handful of steps
 SHORTEST = 128  # tokens; shorter windows teach no context
 STEPS = 200  # steps after which a style has settled on small corpora
@@ -56,9 +59,11 @@ def init(folder: Path, out: Path, *, base: str = "tiny", console: Console, cache
     inputs = find_inputs(folder)
     first = parse_recipe(first_values(inputs, base, window_for(base)), [], name=str(folder))
     with progress_bar(console) as progress:
-        sides = read_data(first, open_tokenizer(base), cache=cache, progress=progress).summary.sides
-    values = chosen(inputs, base, sum(side.tokens for side in sides if side.part == "style" and not side.held))
+        data = read_data(first, open_tokenizer(base), cache=cache, progress=progress)
+    assert isinstance(data, TextData)
+    values = chosen(inputs, base, sum(side.tokens for side in data.summary.sides if side.part == "style" and not side.held))
     found = scan(parse_recipe(copy.deepcopy(values), [], name=str(folder)), console=console, cache=cache)
+    assert isinstance(found, Scan)
     text = recipe_text(values, notes(found))
     recipe = parse_recipe(yaml.safe_load(text), [], name=str(out))
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -160,7 +165,8 @@ def section(
     defaults: what stands for this section where it is left away, if that is not the section's own; without: a key to leave out
     """
     told = comments(model)
-    idle = set(Objective.model_fields) - {"kind"} if model is Objective else set()  # another kind's keys would be refused
+    # Keys of another kind or format would be refused.
+    idle = set(Objective.model_fields) - {"kind"} if model is Objective else CHAT_ONLY if model is Data else set()
     for key, field in model.model_fields.items():
         if key == without:
             continue

@@ -15,7 +15,7 @@ from rich.style import Style
 from rich.text import Text
 
 from stylora.errors import UserError
-from stylora.forest import MicroBatch, Sample
+from stylora.forest import MicroBatch, Sample, build_trie
 from stylora.forest.draw import KINDS, count_kinds, tokens_html, tree_text
 from stylora.recipe.recipe import Recipe
 from stylora.samples.objective import check_vocabulary, read_vocabulary
@@ -140,19 +140,25 @@ def show(found: Inspection, console: Console) -> None:
     for number, shown in enumerate(found.samples, start=1):
         told = ", ".join(f"{count:,} {kind} ({count / len(shown.sample):.0%})" for kind, count in shown.counts.items() if count)
         title = Text(f"sample {number}  ", style="bold")
-        title.append(f"{shown.part}, 《{shown.source}》, {len(shown.sample):,} tokens: {told}", style="not bold")
-        console.print()
-        console.print(title, soft_wrap=True)
-        drawing = tree_text(shown.sample, found.piece, width=console.width, style=style)
-        console.print(Text.from_ansi(drawing), soft_wrap=True)
+        source = shown.source if found.steps.share_prefixes else f"《{shown.source}》"
+        title.append(f"{shown.part}, {source}, {len(shown.sample):,} tokens: {told}", style="not bold")
+        draw(title, shown.sample, found.piece, console)
+    if found.steps.share_prefixes and len(found.samples) > 1:
+        together = build_trie([shown.sample for shown in found.samples])
+        title = Text("together  ", style="bold")
+        title.append(f"{len(together):,} tokens instead of {sum(len(s.sample) for s in found.samples):,}", style="not bold")
+        draw(title, together, found.piece, console)
     console.print()
     for line in step_lines(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def steps_share(found: Inspection) -> bool:
-    """Do the samples of the step share what they begin with?"""
-    return found.step.forest_tokens < found.step.tokens
+def draw(title: Text, sample: Sample, piece: Piece, console: Console) -> None:
+    """A tree under its title."""
+    console.print()
+    console.print(title, soft_wrap=True)
+    drawing = tree_text(sample, piece, width=console.width, style=coloured if console.is_terminal else marked)
+    console.print(Text.from_ansi(drawing), soft_wrap=True)
 
 
 def coloured(kind: str, text: str) -> str:
@@ -172,13 +178,14 @@ def step_lines(found: Inspection) -> list[str]:
     lines = [
         f"training   {len(found.steps):,} steps, {found.steps.per_epoch:,} an epoch",
         f"step {found.epoch * found.steps.per_epoch + 1:<6}{step.samples} samples, {step.tokens:,} tokens, {told['edges']:,} predictions",
-        *([f"sharing    {step.forest_tokens:,} tokens are computed, {step.tokens / step.forest_tokens:.1f} times fewer: beginnings are shared"]
-          if steps_share(found) else []),
         f"packing    micro-batches of at most {train.tokens_per_microbatch:,} tokens: {len(step.batches)}, {told['padding']:.1%} padding",
     ]
     for batch in told["microbatches"]:
         mask = "packed, with a mask" if batch["masked"] else "plain causal rows"
         lines.append(f"           {batch['rows']} rows x {batch['row_tokens']:,} ({mask}), {batch['tokens']:,} tokens")
-    if train.row_tokens is not None:
+    if found.steps.share_prefixes:
+        saved = 1 - step.forest_tokens / step.tokens
+        lines.insert(2, f"sharing    {step.forest_tokens:,} tokens are computed, {saved:.0%} saved: samples share what they begin with")
+    if train.row_tokens is not None or found.steps.share_prefixes:
         lines.append("           if the base is proved to keep documents in a row apart, else one sample a row")
     return lines

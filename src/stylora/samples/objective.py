@@ -5,7 +5,7 @@ Randomness comes from (seed, epoch, sample id) alone: fresh every epoch, the sam
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -13,22 +13,27 @@ from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, model_seri
 from tokenizers import Tokenizer
 
 from stylora.errors import UserError
-from stylora.forest import Sample
+from stylora.forest import Sample, chain
 
+from .anchors import Kl, add_anchors
 from .clm import clm
 from .fim import FimTokens, fim, find_fim_tokens
 from .span import span
 
 READ_BY: dict[str, set[str]] = {
     "clm": set(), "span": {"mask_ratio", "span_ratio", "span_length", "whole_words"}, "fim": {"fim_rate", "spm_rate", "loss"},
+    "answers": set(),
 }  # fmt: skip
-"""kind -> the settings it reads"""
+"""kind -> the settings it reads; `kl` stands beside any of them"""
+ANCHORS = 1
+"""Ends the key of the random numbers that draw anchors: they are others than those of the masks, which stay as they were."""
 
 
 class Objective(BaseModel, frozen=True, extra="forbid"):
-    """What a window of text is made to teach.
+    """What a window of text or a conversation is made to teach.
 
-    kind: `clm` next token everywhere; `span` next token where the token itself was hidden; `fim` fill in the middle
+    kind: `clm` next token everywhere; `span` next token where the token itself was hidden; `fim` fill in the middle; `answers` what the
+        assistant says in conversations. None is `answers` for conversations, which have no other, and `clm` for text
     mask_ratio: span: share of tokens predicted, 15 % as BERT; 0 would teach nothing
     span_ratio: span: share of those that lie in spans, the rest single tokens
     span_length: span: shortest and longest span in tokens, idiom length in Chinese
@@ -36,9 +41,10 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
     fim_rate: fim: share of windows reordered, the rest is `clm`
     spm_rate: fim: share of the reordered in suffix-prefix-middle order, the rest prefix-suffix-middle
     loss: fim: `all` tokens, as the paper trains, or only the `middle`
+    kl: hold the model to its reference while it learns; null for cross-entropy alone
     """
 
-    kind: Literal["clm", "span", "fim"] = "clm"
+    kind: Literal["clm", "span", "fim", "answers"] | None = None
     mask_ratio: float = Field(default=0.15, gt=0, le=1)
     span_ratio: float = Field(default=0.5, ge=0, le=1)
     span_length: tuple[int, int] = (3, 5)
@@ -46,6 +52,7 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
     fim_rate: float = Field(default=0.5, gt=0, le=1)
     spm_rate: float = Field(default=0.5, ge=0, le=1)
     loss: Literal["all", "middle"] = "all"
+    kl: Kl | None = None
 
     @model_validator(mode="after")
     def fits(self) -> Objective:
@@ -53,15 +60,16 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
         low, high = self.span_length
         if not 1 <= low <= high:
             raise ValueError(f"span_length is {list(self.span_length)}, expected [shortest, longest] with 1 <= shortest <= longest")
-        idle = self.model_fields_set - READ_BY[self.kind] - {"kind"}
+        idle = self.model_fields_set - READ_BY[self.kind or "clm"] - {"kind", "kl"}
         if idle:
-            raise ValueError(f"{', '.join(sorted(idle))}: objective `{self.kind}` does not read this; remove it or change `kind`")
+            raise ValueError(f"{', '.join(sorted(idle))}: objective `{self.kind or 'clm'}` does not read this; remove it or change `kind`")
         return self
 
     @model_serializer(mode="wrap")
     def without_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Written out with the settings of its kind alone, so that a run's resolved recipe passes `fits` again."""
-        return {name: value for name, value in handler(self).items() if name == "kind" or name in READ_BY[self.kind]}
+        read = {"kind", *READ_BY[self.kind or "clm"], *(["kl"] if self.kl is not None else [])}
+        return {name: value for name, value in handler(self).items() if name in read}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +87,13 @@ def read_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
     return Vocabulary(ordinary=ids, fim=find_fim_tokens(tokenizer))
 
 
+def check_kind(objective: Objective, format: str, where: str = "objective.kind") -> None:
+    """Raises UserError for `answers` of text, and for anything else of conversations. format: of the data"""
+    if objective.kind is not None and (objective.kind == "answers") != (format == "chat"):
+        expected = "answers, for conversations have no other" if format == "chat" else f"clm, span or fim, for the data are `{format}`"
+        raise UserError(where, got=objective.kind, expected=expected, do="remove it, or change data.format")
+
+
 def check_vocabulary(objective: Objective, vocabulary: Vocabulary, where: str = "objective.kind") -> None:
     """Raises UserError where the objective needs tokens that the base does not have."""
     if objective.kind == "fim" and vocabulary.fim is None:
@@ -94,9 +109,25 @@ def build_sample(
     vocabulary: Vocabulary,
     key: tuple[int, ...],
     word_starts: np.ndarray | None = None,
+    general: bool = False,
 ) -> Sample:
-    """One window as a sample. ids: int32 [T]; key: (seed, epoch, *sample id); word_starts: bool [T] for whole words."""
-    if objective.kind == "clm":
+    """One window as a sample, with its anchors where the objective has `kl`.
+
+    ids: int32 [T]; key: (seed, epoch, *sample id); word_starts: bool [T] for whole words; general: is it of the general text?
+    """
+    sample = _without_anchors(objective, ids, vocabulary, key, word_starts)
+    if objective.kl is None:
+        return sample
+    if objective.kl.on == "general" and general and objective.kind == "span":
+        sample = replace(sample, forest=chain(ids))  # the reference never saw noise: there is nothing in its answer to hold on to
+    rng = np.random.default_rng(np.random.SeedSequence([part & (2**64 - 1) for part in (*key, ANCHORS)]))
+    return add_anchors(sample, objective.kl, general=general, rng=rng)
+
+
+def _without_anchors(
+    objective: Objective, ids: np.ndarray, vocabulary: Vocabulary, key: tuple[int, ...], word_starts: np.ndarray | None
+) -> Sample:
+    if objective.kind in (None, "clm"):
         return clm(ids)
     rng = np.random.default_rng(np.random.SeedSequence([part & (2**64 - 1) for part in key]))
     if objective.kind == "span":

@@ -1,21 +1,30 @@
-"""The `data` section of a recipe for text: which files, what is held out, how styles and general text are mixed, how it is cut.
+"""The `data` section of a recipe: which files, what is held out, how text is mixed and cut, what of a conversation is learned.
 
-Says what is wanted; reading, splitting, mixing and cutting are `store.py`, `windows.py` and `text.py`. Knows no tokenizer and no base.
+Says what is wanted; reading, splitting, mixing and cutting are `store.py`, `windows.py` and `text.py`, and for conversations
+`conversations.py` and `chat_data.py`. Knows no tokenizer and no base.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler
 
 from stylora.corpus.clean import Cleaning
 from stylora.errors import UserError
 
 Paths = str | tuple[str, ...]
 Share = Annotated[float, Field(ge=0, lt=1)]
+_BOTH = {"format", "train", "validation", "seed"}
+_TEXT = _BOTH | {
+    "general", "general_validation", "general_ratio", "general_repeat", "window", "overlap", "min_window", "cleaning",
+}  # fmt: skip
+READ_BY: dict[str, set[str]] = {
+    "novels": _TEXT, "text": _TEXT, "chat": _BOTH | {"max_length", "turns", "chat_template_kwargs"},
+}  # fmt: skip
+"""format -> the settings it reads"""
 
 
 class Style(pydantic.BaseModel, frozen=True, extra="forbid"):
@@ -30,13 +39,14 @@ class Style(pydantic.BaseModel, frozen=True, extra="forbid"):
 
 
 class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
-    """Raw text to learn from.
+    """What is learned from: raw text or conversations.
 
     format: `novels`: files are books, cut into chapters where they have them; `text`: rows or passages (JSONL, Parquet), each of them
-        a text of its own that no window runs across
-    train: files or folders, or a mapping of style names to `{train, weight}`
+        a text of its own that no window runs across; `chat`: conversations (JSONL, JSON), of which the answers are learned
+    train: files or folders, or (text) a mapping of style names to `{train, weight}`
     validation: what is held out, before any window is cut. A share (0..1) takes whole books (sources); of a single book its last
-        chapters; of a single source of rows, rows by seed. A list names books or files. 0 holds out nothing
+        chapters; of a single source of rows, rows by seed; of conversations whole ones by seed, equal rows together. A list names
+        books or files, for chat files of conversations. 0 holds out nothing
     general: files or folders of ordinary text that keep the base from forgetting; None for none
     general_validation: what of the general text is held out, as in `validation`; measures forgetting
     general_ratio: share of an epoch's training TOKENS that are general, 0 <= r < 1; 0 uses general text for validation only. Must be
@@ -49,10 +59,13 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
         little context little is learned. A shorter tail
         shares its tokens evenly with the window before it; none is lost
     cleaning: what is taken out of the text on its way in
+    max_length: chat: longest conversation, in tokens; a longer one is refused and reported, never cut; None is the context of the base
+    turns: chat: which answers of a conversation are learned, `all` or only the `last`
+    chat_template_kwargs: chat: variables for the base's chat template, such as `{enable_thinking: false}`
     seed: of the split, the draws and the shuffle; runs with equal seeds see equal data
     """
 
-    format: Literal["novels", "text"] = "novels"
+    format: Literal["novels", "text", "chat"] = "novels"
     train: Paths | dict[str, Style]
     validation: Share | tuple[str, ...] = 0.05
     general: Paths | None = None
@@ -63,11 +76,20 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     overlap: int = Field(default=0, ge=0)
     min_window: int | None = Field(default=None, ge=1)
     cleaning: Cleaning = Cleaning()
+    max_length: int | None = Field(default=None, ge=2)
+    turns: Literal["all", "last"] = "all"
+    chat_template_kwargs: dict[str, Any] = {}
     seed: int = Field(default=0, ge=0)
 
     @pydantic.model_validator(mode="after")
     def _agree(self) -> Data:
         """What no single field can say. The mistakes are the user's, so they pass through pydantic as `UserError`."""
+        idle = sorted(self.model_fields_set - READ_BY[self.format])
+        if idle:
+            expected = f"only settings that format `{self.format}` reads: {', '.join(sorted(READ_BY[self.format] - {'format'}))}"
+            raise UserError(f"data.{idle[0]}", got="a value", expected=expected, do="remove it or change data.format")
+        if self.format == "chat" and isinstance(self.train, dict):
+            raise UserError("data.train", got="a mapping of styles", expected="files or folders of conversations")
         if not self.train:
             raise UserError("data.train", got="nothing", expected="a file, a folder, a list of them, or a mapping of styles")
         if self.overlap >= self.window:
@@ -87,6 +109,11 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
                 do="name a file or folder of ordinary text, or remove data.general_ratio",
             )  # fmt: skip
         return self
+
+    @pydantic.model_serializer(mode="wrap")
+    def _without_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Written out with the settings of its format alone, so that a run's resolved recipe passes `_agree` again."""
+        return {name: value for name, value in handler(self).items() if name in READ_BY[self.format]}
 
     def styles(self) -> Iterator[tuple[str, list[str], float]]:
         """`(name, paths, weight)` of every style; a single unnamed one is called `style`."""

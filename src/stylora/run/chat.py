@@ -1,0 +1,71 @@
+"""`stylora data` of conversations: every file, every row that cannot be used with its reason, the split, the tokens of the answers.
+
+The same reading as in training. Imports no torch and opens no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from stylora.samples.chat_data import ChatSummary
+from stylora.samples.settings import Data
+
+SHOWN = 20  # rows named; `--json` has them all
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatScan:
+    """What a stage's conversations are. base: whose template wrote them and whose tokenizer counted"""
+
+    base: str
+    data: Data
+    summary: ChatSummary
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything in it as JSON can carry it: also every row that cannot be used."""
+        told = self.summary.as_json()
+        return {"base": self.base, "data": self.data.model_dump(mode="json"), "files": told.pop("reports"), **told}
+
+
+def show_chat(found: ChatScan, console: Console) -> None:
+    """The table of files, the rows that cannot be used, and the account of the whole."""
+    refused = [reject.origin.rpartition(":")[0] for reject in found.summary.rejects]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("file", overflow="fold")
+    table.add_column("encoding", overflow="fold")
+    for column in ("conversations", "refused"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for report in found.summary.reports:
+        bad = refused.count(report.path)
+        table.add_row(Text(report.path), report.skipped or report.encoding, f"{report.counts.get('rows', 0) - bad:,}", f"{bad:,}")
+    console.print(table)
+    for name, told in account_of_chat(found.summary):
+        console.print(f"{name:<10} {told}", markup=False, highlight=False, soft_wrap=True)
+
+
+def account_of_chat(summary: ChatSummary) -> Iterator[tuple[str, str]]:
+    """(name, figures) of the split, of an epoch and of what is not used, and the warnings."""
+    for reject in summary.rejects[:SHOWN]:
+        yield "refused", f"{reject.origin}: {reject.reason}"
+    if len(summary.rejects) > SHOWN:
+        yield "refused", f"... and {len(summary.rejects) - SHOWN:,} more rows; `stylora data --json` names them all"
+    yield "answers", (
+        f"{summary.answers:,} in {summary.conversations:,} conversations of at most {summary.longest:,} tokens"
+        + (f", {summary.trees:,} of them of several texts, where the template writes history anew" if summary.trees else "")
+    )
+    if summary.held:
+        yield "held out", f"{summary.held:,} conversations"
+    yield "epoch", (
+        f"{summary.epoch_samples:,} conversations, {summary.epoch_tokens:,} tokens, "
+        f"{summary.epoch_answer_tokens:,} of them learned ({summary.epoch_answer_tokens / summary.epoch_tokens:.1%})"
+    )
+    if summary.quoted:
+        yield "quoted", f"{summary.quoted:,} conversations have special tokens in their messages; they are read as plain text"
+    for warning in summary.warnings:
+        yield "warning", warning
