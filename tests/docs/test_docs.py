@@ -34,6 +34,7 @@ from stylora.model.settings import Adapter
 from stylora.model.tokenizer_file import TINY
 from stylora.recipe.recipe import Recipe, Stage, parse_recipe
 from stylora.run.init import ENTRY, comments, scalar
+from stylora.samples.anchors import Kl
 from stylora.samples.clm import clm
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
@@ -50,7 +51,7 @@ SHORT = {  # what is put behind a command so that it does not take long; a later
     "train": TWO_STEPS, "demo": TWO_STEPS, "generate": ["--max-new-tokens", "4"],
 }  # fmt: skip
 SECTIONS: dict[str, type[BaseModel]] = {
-    model.__name__: model for model in (Recipe, Stage, Data, Style, Cleaning, Objective, Adapter, Train, Sampling)
+    model.__name__: model for model in (Recipe, Stage, Data, Style, Cleaning, Objective, Kl, Adapter, Train, Sampling)
 }
 
 
@@ -175,10 +176,16 @@ def test_a_command_nobody_checks_is_noticed(monkeypatch):
         execute(["python", "-m", "benchmarks", "data", "--qiuck"], monkeypatch)
 
 
+def command_names() -> set[str]:
+    """Commands and groups of commands."""
+    groups = {group.name for group in cli.app.registered_groups}
+    return {command.name or command.callback.__name__ for command in cli.app.registered_commands} | groups
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_in_prose_exist(page):
     """`stylora x` in backticks names a command of the program."""
-    known = {command.name or command.callback.__name__ for command in cli.app.registered_commands} | {"data"}
+    known = command_names()
     text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     for words in re.findall(r"`stylora ([^`]*)`", text):
         first = words.split()[0]
@@ -227,9 +234,7 @@ def test_every_page_is_linked_from_the_first():
     first = ROOT / "docs/README.md"
     linked = set(re.findall(r"\]\(([^)#\s]+)", first.read_text(encoding="utf-8")))
     assert {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"} <= linked
-    assert {page.stem for page in (ROOT / "docs/commands").glob("*.md")} == {
-        command.name or command.callback.__name__ for command in cli.app.registered_commands
-    } | {"data"}
+    assert {page.stem for page in (ROOT / "docs/commands").glob("*.md")} == command_names()
 
 
 def test_the_two_readmes_have_equal_content():

@@ -1,13 +1,11 @@
 """A run that is killed, asked to stop, or meets a full disk at any moment ends where it would have ended.
 
-Real processes and real signals: each run is a child of a server that has the libraries imported already.
+Real processes and real signals.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import random
 import shutil
 import signal
@@ -17,117 +15,17 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from stylora.train.checkpoint import find_checkpoint, unsound
+from tests.run.children import Runs, write_recipe
 
-ROOT = Path(__file__).parents[2]
-STEPS = 12
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-
-
-# --- in the child -------------------------------------------------------------------------------------------------------------------------
-
-
-def command(arguments: list[str], log: str, cache: str, moment: str, do: str) -> None:
-    """`stylora ARGUMENTS` with its output in a file. At the second time it comes to `moment` it does `do` to itself."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.environ["STYLORA_CACHE"] = cache
-    import torch
-
-    from stylora import cli
-
-    torch.set_num_threads(1)
-    if moment:
-        at(moment, do)
-    sys.argv = ["stylora", *arguments]
-    cli.main()
-
-
-def at(moment: str, do: str) -> None:
-    """Put `do` in front of what happens at `moment`."""
-    import stylora.model.forest_model as forest_model
-    import stylora.run.measuring as measuring
-    import stylora.samples.store as store
-    import stylora.train.trainer as trainer
-
-    owner, name, times = {
-        "reading": (store, "_write_piece", 2), "training": (forest_model.ForestModel, "forward", 8),
-        "measuring": (measuring, "measure", 3), "saving": (trainer, "save_adapter", 2),
-    }[moment]  # fmt: skip
-    original, calls = getattr(owner, name), []
-
-    def patched(*args, **kwargs):
-        calls.append(0)
-        if len(calls) == times:
-            if do.startswith("fill "):
-                fill(Path(do[5:]))
-            else:
-                os.kill(os.getpid(), getattr(signal, do))
-        return original(*args, **kwargs)
-
-    setattr(owner, name, patched)
-
-
-def fill(folder: Path) -> None:
-    """Leave no byte free."""
-    with (folder / "filler").open("wb", buffering=0) as file:
-        size = 1 << 16
-        while size:
-            try:
-                file.write(b"x" * size)
-            except OSError:
-                size //= 2
-
-
-# --- here ---------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     """Span training with dropout, a schedule, evaluations and checkpoints that fall on different steps."""
-    folder = tmp_path_factory.mktemp("旧 recipe")
-    for part in ("wuxia", "modern"):
-        (folder / part).mkdir()
-        for path in sorted((ROOT / "examples" / part).glob("*.txt"))[:4]:
-            (folder / part / path.name).write_text(path.read_text(encoding="utf-8")[:500], encoding="utf-8")
-    values = {"stages": [{
-        "data": {"train": str(folder / "wuxia"), "general": str(folder / "modern"), "general_ratio": 0.2, "validation": 0.2,
-                 "general_validation": 0.2, "window": 48, "min_window": 16},
-        "objective": {"kind": "span"}, "adapter": {"r": 4, "alpha": 8, "dropout": 0.1},
-        "train": {"max_steps": STEPS, "samples_per_step": 4, "precision": "fp32", "save_steps": 3, "eval_steps": 4, "learning_rate": 1e-3},
-        "sampling": {"max_new_tokens": 4},
-    }]}  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-    return folder / "recipe.yaml"
-
-
-class Runs:
-    """Starts training processes on one recipe; their output and cache lie beside it."""
-
-    def __init__(self, recipe: Path, folder: Path) -> None:
-        self.recipe, self.folder = recipe, folder
-        self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["stylora.cli", "stylora.run.start", "stylora.run.train", "stylora.samples.store"])
-
-    def start(self, out: Path, *overrides: str, moment: str = "", do: str = "", cache: Path | None = None):
-        self.log = self.folder / "log.txt"
-        self.log.unlink(missing_ok=True)
-        arguments = ["train", str(self.recipe), f"output_dir={out}", *overrides]
-        process = self.context.Process(target=command, args=(arguments, str(self.log), str(cache or self.folder / "cache"), moment, do))
-        process.start()
-        return process
-
-    def finish(self, out: Path, *overrides: str, **options) -> int:
-        process = self.start(out, *overrides, **options)
-        process.join(300)
-        return process.exitcode
-
-    @property
-    def said(self) -> str:
-        return self.log.read_text(encoding="utf-8")
+    return write_recipe(tmp_path_factory.mktemp("旧 recipe"), dropout=0.1, samples_per_step=4, save_steps=3, eval_steps=4)
 
 
 @pytest.fixture(scope="module")

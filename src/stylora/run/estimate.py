@@ -12,6 +12,7 @@ from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel, to_tensors
 from stylora.recipe.recipe import Stage
 from stylora.train.steps import Steps
+from stylora.train.symptoms import out_of_memory_advice
 
 
 def dry_step(model: ForestModel, steps: Steps, device: Device, stage: Stage) -> float:
@@ -30,20 +31,14 @@ def dry_step(model: ForestModel, steps: Steps, device: Device, stage: Stage) -> 
         if device.device.type == "cuda":
             torch.cuda.synchronize()
     except torch.OutOfMemoryError as error:
-        raise out_of_memory(stage) from error
+        train = stage.train
+        advice = out_of_memory_advice(train.tokens_per_microbatch, stage.data.window, train.gradient_checkpointing)
+        got = f"{train.tokens_per_microbatch} tokens, which do not fit the memory"
+        raise UserError("train.tokens_per_microbatch", got=got, expected="a micro-batch that fits", do=advice) from error
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     model.eval()
     return seconds * sum(batch.ids.size for batch in step.batches) / batch.ids.size
-
-
-def out_of_memory(stage: Stage) -> UserError:
-    """What to change, in the order of what it costs."""
-    train = stage.train
-    return UserError(
-        "train.tokens_per_microbatch", got=f"{train.tokens_per_microbatch} tokens, too many for this memory",
-        expected="a micro-batch that fits", do="halve it",
-    )  # fmt: skip
 
 
 def told_time(seconds: float) -> str:

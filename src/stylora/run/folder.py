@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from stylora.errors import UserError
-from stylora.model.base import hash_file
+from stylora.model.tokenizer_file import hash_file
 from stylora.recipe.recipe import Recipe
 
 LOCK = ".lock"

@@ -44,12 +44,17 @@ def launch(processes: int, arguments: list[str]) -> int:
 
 
 def root_cause(failures: dict[int, ProcessFailure]) -> ProcessFailure:
-    """The failure that the others followed from: a process that was killed, else the first.
+    """The failure that the others followed from: a process that was killed, else one with a user's mistake, else the first.
 
-    The agent ends the rest with SIGTERM, and those that were waiting for the dead one fail with a broken connection.
+    Those that were waiting for the dead one fail with a broken connection. The agent ends the rest with SIGTERM, half a
+    minute later with SIGKILL; neither says anything of them.
     """
-    killed = [failure for failure in failures.values() if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM]
-    return min(killed or failures.values(), key=lambda failure: (failure.timestamp, failure.local_rank))
+    began = min(failure.timestamp for failure in failures.values())
+    first = [failure for failure in failures.values() if failure.timestamp <= began + 1]  # in whole seconds
+    ended = (-signal.SIGTERM, 128 + signal.SIGTERM)  # at once, or after saving
+    killed = [failure for failure in first if failure.exitcode < 0 and failure.exitcode not in ended]
+    failed = [failure for failure in first if failure.exitcode not in ended]
+    return min(killed or failed or first, key=lambda failure: (failure.exitcode != 2, failure.timestamp, failure.local_rank))
 
 
 def reason(failure: ProcessFailure, processes: int) -> str:

@@ -17,6 +17,7 @@ from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel
 from stylora.model.processes import rank, wait_for_all
 from stylora.recipe.recipe import Stage
+from stylora.samples.chat_data import ChatData
 from stylora.samples.text import TextData
 from stylora.train.logs import append_line, read_lines
 from stylora.train.trainer import Evaluator
@@ -45,7 +46,7 @@ class Outcome:
         self.samples = [row["samples"] for row in read_lines(self.folder / SAMPLES)]
 
 
-def evaluators(stage: Stage, folder: Path, base: Base, data: TextData, device: Device, console: Console) -> list[Evaluator]:
+def evaluators(stage: Stage, folder: Path, base: Base, data: TextData | ChatData, device: Device, console: Console) -> list[Evaluator]:
     """Held-out loss of each part, scored by all processes; and the prompts continued, by the first."""
 
     def held_out(model: ForestModel, step: int) -> dict[str, float]:

@@ -80,14 +80,15 @@ def headings(run: Run) -> Iterator[tuple[str, str]]:
     yield "data", given(stage.data)
     yield "objective", given(stage.objective, "kind")
     yield "adapter", given(stage.adapter, "r", "alpha", "targets")
-    yield "train", given(stage.train) or "as by default"
+    yield "train", given(stage.train)
 
 
 def given(section: BaseModel, *always: str) -> str:
     """What a section sets otherwise than by default; always: keys that are named anyway."""
-    values = section.model_dump(mode="json", include=set(always)) | section.model_dump(mode="json", exclude_defaults=True)
+    named = section.model_dump(mode="json", include=set(always), exclude_none=True)
+    values = named | section.model_dump(mode="json", exclude_defaults=True)
     lines = [yaml.safe_dump({key: value}, default_flow_style=True, allow_unicode=True, width=1 << 20) for key, value in values.items()]
-    return ", ".join(line.strip()[1:-1] for line in lines)
+    return ", ".join(line.strip()[1:-1] for line in lines) or "as by default"
 
 
 def evaluation_table(evaluations: Sequence[dict[str, Any]]) -> Table:

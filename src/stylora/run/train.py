@@ -5,14 +5,17 @@ It can be stopped at any moment and goes on where it was: what is unfinished is 
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from rich.console import Console
 from safetensors import SafetensorError
@@ -27,18 +30,22 @@ from stylora.model.forest_model import ForestModel
 from stylora.model.processes import agreed, join_processes, leave_processes, lost_peer, rank, ranks, wait_for_all
 from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base
 from stylora.recipe.recipe import Recipe, Stage
+from stylora.samples.chat_data import ChatData
 from stylora.samples.objective import check_vocabulary, read_vocabulary
+from stylora.samples.text import TextData
 from stylora.train.checkpoint import disk_trouble, steps_there
 from stylora.train.interruption import Interrupted, Interruption
 from stylora.train.logs import MetricsFile
-from stylora.train.progress import ProgressDisplay
+from stylora.train.progress import ProgressDisplay, memory_share
 from stylora.train.settings import Train
 from stylora.train.steps import Steps
+from stylora.train.symptoms import Computed, Symptoms, out_of_memory_advice
+from stylora.train.trackers import tracked
 from stylora.train.trainer import ForestTrainer, TrainingStopped, check_trackers, moments, training_arguments
 
 from .data import account
 from .estimate import dry_step, told_time
-from .folder import StageFolder, check_room, claim_stage, locked, publish, run_folder, write_json, write_stack
+from .folder import StageFolder, check_room, claim_stage, locked, publish, run_folder, write_json, write_stack, write_text
 from .measuring import Outcome, evaluators
 from .plan import check_window, open_tokenizer, plan_steps, read_data
 from .resume import carry_out, identity, open_folder, take_best
@@ -49,7 +56,7 @@ class Prepared:
     """Everything a stage trains with, before anything is written."""
 
     base: Base
-    data: Any
+    data: TextData | ChatData
     device: Device
     peft_model: PeftModel
     model: ForestModel
@@ -88,6 +95,9 @@ def train(
             leave_processes()
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                advice = out_of_memory_advice(stage.train.tokens_per_microbatch, stage.data.window, stage.train.gradient_checkpointing)
+                raise TrainingStopped(f"{advice}; {what_is_kept(folder)}") from error
             if lost_peer(error):  # whoever started us says more
                 raise TrainingStopped(f"another process ended; {what_is_kept(folder)}") from error
             trouble = disk_trouble(error)
@@ -138,7 +148,11 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
     attention = base.model.config._attn_implementation
     console.print(f"base       {recipe.base}: {type(base.model).__name__}, {device.why}, attention {attention}")
     base_fingerprint = fingerprint(base)
-    proofs, peft_model = prove_and_attach(base, stage, console)
+    proofs, peft_model = prove_and_attach(base, stage)
+    if isinstance(data, ChatData):
+        proofs.lines.append(data.proof())
+    for line in proofs.lines:
+        console.print(f"proved     {line}")
     for number, prompt in enumerate(stage.prompts):
         open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=False, where=f"prompts[{number}]")
     model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head)  # the adapter was put into it in place
@@ -151,15 +165,13 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
     )  # fmt: skip
 
 
-def prove_and_attach(base: Base, stage: Stage, console: Console) -> tuple[Proofs, PeftModel]:
+def prove_and_attach(base: Base, stage: Stage) -> tuple[Proofs, PeftModel]:
     """Proofs on the bare base, then a fresh adapter, then the proof that it can be switched off."""
     words = len(base.tokenizer)
     proofs = prove_base(base.model, words=words)
     ids, before = probe(base.model, words)
     peft_model = attach(base.model, stage.adapter, seed=stage.train.seed)
     proofs.lines.append(prove_adapters_off(peft_model, before, ids))
-    for line in proofs.lines:
-        console.print(f"proved     {line}")
     return proofs, peft_model
 
 
@@ -178,13 +190,18 @@ def run_stage(
     checkpoint = agreed(open_folder(recipe, folder, state, same, console) if rank() == 0 else None)
     if rank() == 0:
         write_json(folder.path / "environment.json", environment(prepared.device, prepared.proofs))
+        if isinstance(prepared.data, ChatData) and prepared.data.rejects:
+            lines = [json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in prepared.data.rejects]
+            write_text(folder.path / "rejects.jsonl", "".join(lines))
     wait_for_all()
     seconds = dry_step(prepared.model, steps, prepared.device, stage)
     left = len(steps) - (checkpoint.step if checkpoint else 0)
     console.print(f"time       about {told_time(seconds * left)} for {left:,} steps, evaluations and checkpoints come on top")
     trainer = make_trainer(recipe, folder, prepared, console, interruption, same)
+    trackers = stage.train.report_to if rank() == 0 else []
     try:
-        carry_out(trainer, folder, checkpoint, console)
+        with tracked(trackers, folder.path, run_name=f"{folder.path.resolve().parent.name}/{folder.path.name}"):
+            carry_out(trainer, folder, checkpoint, console)
     finally:
         for callback in trainer.callback_handler.callbacks:
             if isinstance(callback, ProgressDisplay):
@@ -205,8 +222,9 @@ def make_trainer(
     """The trainer with its callbacks; those that write and show are the first process's."""
     stage, steps = recipe.stages[0], prepared.steps
     settings = stage.train
-    display = ProgressDisplay(console)
-    callbacks: list[TrainerCallback] = [MetricsFile(folder.path / "metrics.jsonl"), display]
+    display, metrics = ProgressDisplay(console), folder.path / "metrics.jsonl"
+    told = Symptoms(partial(console.print, markup=False, highlight=False), metrics, computed=lambda: computed(stage, prepared))
+    callbacks: list[TrainerCallback] = [MetricsFile(metrics), display, told]
     if "tensorboard" in settings.report_to and rank() == 0:
         callbacks.append(tensorboard(folder.path))
     saves = moments(settings.save_strategy, settings.save_steps, steps.per_epoch, len(steps)) if settings.save_strategy != "no" else set()
@@ -226,6 +244,16 @@ def save_all(peft_model: PeftModel, base: Base, folder: Path) -> None:
     """The adapter, and the tokenizer beside it."""
     save_adapter(peft_model, folder, base_name=base.path)
     base.tokenizer.save_pretrained(str(folder))
+
+
+def computed(stage: Stage, prepared: Prepared) -> Computed:
+    """How steps are computed here, by the example of the first one."""
+    first = prepared.steps[0].batches
+    return Computed(
+        precision=prepared.device.precision, fastest=choose_device().precision, memory_share=memory_share(),
+        gradient_checkpointing=stage.train.gradient_checkpointing, tokens=sum(batch.tokens for batch in first),
+        padded_tokens=sum(batch.ids.size for batch in first),
+    )  # fmt: skip
 
 
 def tensorboard(folder: Path) -> TrainerCallback:

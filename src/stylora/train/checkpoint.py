@@ -3,7 +3,8 @@
     checkpoints/.checkpoint-40.part/   being written; never read, swept away by the next start
     checkpoints/checkpoint-40/         complete: renamed into place after everything in it had reached the disk
       adapter_model.safetensors ...    what the trainer put there
-      checkpoint.json                  the manifest: step, every file's size and hash, what the run had done, how long its logs were
+      checkpoint.json                  the manifest: step, every file's size and hash, what the run had done, how long its logs were;
+                                       first of all the hash of its own other entries
 
 Knows files, no models.
 """
@@ -11,6 +12,7 @@ Knows files, no models.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -27,6 +29,7 @@ from stylora.model.tokenizer_file import hash_file
 
 MANIFEST = "checkpoint.json"
 NAME = re.compile(r"checkpoint-(\d+)")
+REFUSALS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,20 +52,20 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], man
         part.mkdir(parents=True)
         write(part)
         files = {file.name: {"bytes": file.stat().st_size, "hash": _flushed_hash(file)} for file in sorted(part.iterdir())}
-        described = {"step": step, "files": files, **manifest}
-        (part / MANIFEST).write_text(json.dumps(described, ensure_ascii=False, indent=1), encoding="utf-8")
+        (part / MANIFEST).write_bytes(_with_hash({"step": step, "files": files, **manifest}))
         _flushed_hash(part / MANIFEST)
+        _flush_folder(part)
         if path.exists():  # unsound, or about to be replaced by what was measured after it
             _remove(path)
         os.replace(part, path)
         _flush_folder(folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # every library has its own for a full disk; what is about something else goes on up
         shutil.rmtree(part, ignore_errors=True)
         reason = disk_trouble(error)
         if reason is None:
             raise
-        last = next(iter(steps_there(folder)), None)
-        kept = f"checkpoint-{last} is whole" if last is not None else "there is no earlier one"
+        last, _ = find_checkpoint(folder)
+        kept = f"{last.path.name} is whole" if last is not None else "there is no earlier one"
         raise UserError(
             str(path), got=reason, expected=f"room for a checkpoint ({kept})", do="make room, then give the same command again to go on"
         ) from error
@@ -71,11 +74,13 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], man
 
 def disk_trouble(error: BaseException) -> str | None:
     """What the disk refused, in words; None where the error is about something else."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES):
-        return os.strerror(error.errno).lower()
     text = str(error)
-    if isinstance(error, SafetensorError) and (number := re.search(r"os error (\d+)", text)):
-        return os.strerror(int(number[1])).lower()
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) or type(error) is Exception:  # in Rust; tokenizers raises just that
+        said = re.search(r"\(os error (\d+)\)", text)
+        number = int(said[1]) if said else None
+    if number in REFUSALS:
+        return os.strerror(number).lower()
     if isinstance(error, RuntimeError) and ("PytorchStreamWriter" in text or "inline_container" in text):
         return "a file that could not be written to its end"
     return None
@@ -83,7 +88,7 @@ def disk_trouble(error: BaseException) -> str | None:
 
 def steps_there(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder, newest first."""
-    found = [NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*")] if folder.is_dir() else []
+    found = [NAME.fullmatch(path.name) for path in folder.glob("checkpoint-*") if path.is_dir()]
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
@@ -109,10 +114,13 @@ def unsound(path: Path) -> str | None:
     try:
         manifest = _manifest(path)
         files = {name: (entry["bytes"], entry["hash"]) for name, entry in manifest["files"].items()}
+        altered = (path / MANIFEST).read_bytes() != _with_hash(manifest)
     except FileNotFoundError:
         return f"{MANIFEST} is missing"
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):  # no UTF-8 or JSON, or not what we write
         return f"{MANIFEST} can't be read"
+    if altered:
+        return f"{MANIFEST} was altered"
     for name, (size, digest) in files.items():
         file = path / name
         if not file.is_file():
@@ -154,6 +162,17 @@ def _manifest(path: Path) -> dict[str, Any]:
     return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
 
 
+def _with_hash(manifest: dict[str, Any]) -> bytes:
+    """The manifest's file. It stands in no list of files, so it carries the hash of its own entries."""
+    entries = {name: value for name, value in manifest.items() if name != "hash"}
+    digest = hashlib.blake2b(_as_json(entries), digest_size=16).hexdigest()
+    return _as_json({"hash": digest, **entries})
+
+
+def _as_json(entries: dict[str, Any]) -> bytes:
+    return json.dumps(entries, ensure_ascii=False, indent=1).encode()
+
+
 def _flushed_hash(file: Path) -> str:
     """The file's hash, once its bytes are on the disk."""
     with file.open("rb+") as opened:
@@ -162,7 +181,7 @@ def _flushed_hash(file: Path) -> str:
 
 
 def _flush_folder(folder: Path) -> None:
-    """Put the new name on the disk, too. Windows has no such call and needs none."""
+    """Put the names in it on the disk, too. Windows has no such call and needs none."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)

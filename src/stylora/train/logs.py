@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Every object in such a file; none where there is no file."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    with path.open(encoding="utf-8") as file:  # not splitlines: it also breaks at U+2028 and U+0085, which a text may hold
+        return [json.loads(line) for line in file]
 
 
 def log_sizes(folder: Path) -> dict[str, int]:
@@ -59,5 +61,5 @@ class MetricsFile(TrainerCallback):
         self.path = path
 
     def on_log(self, args, state, control, logs=None, **_):
-        row = {"step": state.global_step} | {key.replace("eval_", "eval/", 1): value for key, value in (logs or {}).items()}
-        append_line(self.path, row)
+        named = {re.sub("^eval_", "eval/", key): value for key, value in (logs or {}).items()}
+        append_line(self.path, {"step": state.global_step} | named)

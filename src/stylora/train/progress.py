@@ -110,6 +110,13 @@ def memory() -> str:
     return f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
 
 
+def memory_share() -> float:
+    """The same as a share of all there is."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    return psutil.Process().memory_info().rss / psutil.virtual_memory().total
+
+
 def gpu_use() -> str:
     """Share of the last second in which the GPU was busy."""
     from pynvml import NVMLError

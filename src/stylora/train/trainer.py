@@ -37,6 +37,7 @@ from .interruption import Interrupted, Interruption
 from .logs import cut_back, log_sizes
 from .settings import Train
 from .steps import Step, Steps
+from .symptoms import no_number
 
 SPIKE_WINDOW = 20  # steps whose median a loss is held against
 
@@ -208,11 +209,11 @@ class ForestTrainer(Trainer):
         """Raises TrainingStopped or LossSpike where the loss or its gradient is no number, or the loss jumped."""
         step, trouble = self.state.global_step + 1, None
         if not np.isfinite(loss):
-            trouble = f"step {step}: the loss is {loss}; lower train.learning_rate, or set train.precision: bf16"
+            trouble = no_number(step, "loss", loss)
         elif not self.args.fp16:  # there the loss scaler skips such steps and scales less
             norm = nn.utils.get_total_norm([p.grad for p in self.peft_model.parameters() if p.grad is not None])
             if not torch.isfinite(norm):
-                trouble = f"step {step}: the gradient is {norm.item()}; lower train.learning_rate"
+                trouble = no_number(step, "gradient", norm.item())
         losses = self.progress.losses
         if trouble is None and self.settings.loss_spike != "ignore" and len(losses) == SPIKE_WINDOW:
             usual = median(losses)
