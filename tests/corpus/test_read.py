@@ -315,6 +315,57 @@ def test_jsonl_in_other_encodings_and_parts(tmp_path: Path, monkeypatch: pytest.
     assert [int(d.origin.rpartition(":")[2]) for d in found] == list(range(1, 51))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("codec", ["utf-8", "gb18030", "utf-16"])
+def test_lines_are_documents_where_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codec: str, end: str) -> None:
+    """In every encoding, with every line end and over the borders of parts; blank lines count, and give nothing."""
+    if (codec, end) != ("utf-16", "\r"):  # whose parts are cut at LF only
+        monkeypatch.setattr(intake, "PART", 500)
+    lines = [f"{i}，{STORY.strip()}" if i % 5 else " \u3000" * (i % 2) for i in range(1, 51)]
+    path = write(tmp_path / "general.txt", end.join(lines).encode(codec))
+    reports: list[FileReport] = []
+    found = list(read_documents([path], AS_IS, lines=True, reports=reports))
+    kept = [i for i in range(1, 51) if i % 5]
+    assert [(d.text, d.origin) for d in found] == [(lines[i - 1], f"{path.as_posix()}:{i}") for i in kept]
+    assert {d.source for d in found} == {"general"}
+    assert [d.fingerprint for d in found] == [blake2b(d.text.encode(), digest_size=16).hexdigest() for d in found]
+    (report,) = reports
+    assert (report.documents, report.bad_rows, report.skipped) == (40, [], None)
+    assert report.encoding == {"utf-16": "utf-16-le"}.get(codec, codec)
+
+
+def test_lines_of_other_files_stay_together(tmp_path: Path) -> None:
+    """The complement: not told so, or in other files, lines are paragraphs; in an archive a .txt is a .txt."""
+    text = "第一段。\n\n第二段。\n"
+    write(tmp_path / "a.txt", text), write(tmp_path / "b.md", text), write(tmp_path / "c.jsonl", jsonl({"text": text}))
+    write(tmp_path / "d.zip", zipped(**{"e.TXT": text}))
+    found = {lines: list(read_documents([tmp_path], AS_IS, lines=lines)) for lines in (False, True)}
+    assert [d.text for d in found[False]] == [text] * 4
+    assert [d.origin.rpartition("/")[2] for d in found[True]] == ["a.txt:1", "a.txt:3", "b.md", "c.jsonl:1", "e.TXT:1", "e.TXT:3"]
+    assert [d.text for d in found[True]][2:4] == [text] * 2
+
+
+def test_cleaning_never_joins_lines_that_are_documents(tmp_path: Path) -> None:
+    """Lines of one width without an end, which `unwrap` joins in a book; what cleaning takes is named by its line."""
+    wrapped = [STORY.strip("。\n")[i : i + 20] + f"{i}甲" for i in range(9)] * 3
+    wrapped = [f"{line}{chr(0x4E00 + 37 * i)}" for i, line in enumerate(wrapped)]
+    site = "最新章节请访问 www.example.com 手机阅读"
+    path = write(tmp_path / "general.txt", "\n".join([*wrapped, site]))
+    (whole,) = read_documents([path], Cleaning())
+    assert whole.text.count("\n") < len(wrapped) // 2, "no wrapped text"
+    reports: list[FileReport] = []
+    assert [d.text for d in read_documents([path], Cleaning(), lines=True, reports=reports)] == wrapped
+    assert reports[0].counts["unwrap"] == 0 and reports[0].bad_rows == [(28, "nothing left after cleaning")]
+    assert {line for _, line, _ in reports[0].removed} == {28}
+
+
+@pytest.mark.parametrize(("content", "reason"), [("", "empty"), (" \n\n", "no rows")])
+def test_a_file_without_a_line_is_skipped(tmp_path: Path, content: str, reason: str) -> None:
+    path = write(tmp_path / "general.txt", content)
+    with pytest.raises(UserError, match=rf"general\.txt: {reason}"):
+        list(read_documents([path], AS_IS, lines=True))
+
+
 @pytest.mark.parametrize("part", [100, 500, 1 << 20])
 @pytest.mark.parametrize("indent", [None, 2])
 def test_a_json_array_is_streamed(

@@ -10,13 +10,13 @@ import sys
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
 from stylora.errors import UserError
-from stylora.model.adapter import Adapter, attach, count_parameters, load_adapter, save_adapter
+from stylora.model.adapter import Adapter, attach, count_parameters, load_adapter, restore_adapter, save_adapter
 
 IDS = torch.arange(3, 20)[None]
 
@@ -224,3 +224,46 @@ def test_saving_again_replaces_what_was_there(saved, random_model):
     save_adapter(spread(attach(random_model("Qwen3"), Adapter(r=4, targets=["q_proj"]), seed=0)), saved, base_name="tiny")
     assert (saved / "adapter_model.safetensors").read_bytes() != before
     assert sorted(path.name for path in saved.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("adapter", [Adapter(r=4), Adapter(r=2, dora=True), Adapter(r=2, targets=["embed_tokens", "q_proj"])])
+def test_restoring_puts_the_saved_weights_back_and_touches_nothing_else(adapter, random_model, tmp_path):
+    peft = spread(attach(random_model("Qwen3"), adapter, seed=0))
+    whole = {name: value.clone() for name, value in peft.state_dict().items()}
+    save_adapter(peft, tmp_path, base_name="tiny")
+    parameters = {name: (id(parameter), parameter.requires_grad, parameter.dtype) for name, parameter in peft.named_parameters()}
+    spread(peft)
+    moved = {name for name, value in peft.state_dict().items() if not torch.equal(value, whole[name])}
+    assert moved == {name for name in whole if "lora_" in name}
+    restore_adapter(peft, tmp_path)
+    assert all(torch.equal(value, whole[name]) for name, value in peft.state_dict().items())
+    after = {name: (id(parameter), parameter.requires_grad, parameter.dtype) for name, parameter in peft.named_parameters()}
+    assert after == parameters, "an optimizer holds these"
+
+
+def test_restoring_leaves_other_adapters_and_what_is_active_as_they_are(random_model, tmp_path):
+    peft = spread(attach(random_model("Qwen3"), Adapter(r=4), seed=0))
+    save_adapter(peft, tmp_path, base_name="tiny")
+    peft.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj"]))
+    peft.base_model.set_adapter(["default", "other"])
+    for name, parameter in peft.named_parameters():
+        parameter.requires_grad_(".other." in name)
+    spread(peft)
+    before = {name: value.clone() for name, value in peft.state_dict().items()}
+    saved = load_file(tmp_path / "adapter_model.safetensors")
+    restore_adapter(peft, tmp_path)
+    assert peft.active_adapters == ["default", "other"]
+    assert all(parameter.requires_grad == (".other." in name) for name, parameter in peft.named_parameters())
+    for name, value in peft.state_dict().items():
+        restored = saved.get(name.replace(".default.", "."))
+        assert torch.equal(value, before[name] if restored is None else restored), name
+    assert sum(".default." in name for name in before) == len(saved)
+
+
+@pytest.mark.parametrize("there", [Adapter(r=4, targets=["v_proj"]), Adapter(r=4, targets=["q_proj", "v_proj"]), Adapter(r=4, dora=True)])
+def test_another_adapters_weights_are_not_restored(there, saved, random_model):
+    peft = spread(attach(random_model("Qwen3"), there, seed=0))
+    before = {name: value.clone() for name, value in peft.state_dict().items()}
+    with pytest.raises(UserError, match="its weights have other names or numbers"):
+        restore_adapter(peft, saved)
+    assert all(torch.equal(value, before[name]) for name, value in peft.state_dict().items())

@@ -1,6 +1,10 @@
-"""Forest = separate samples: the loss and every LoRA gradient, against plain PEFT and torch's cross-entropy; masks; nats."""
+"""Forest = separate samples: the loss and every LoRA gradient, against plain PEFT and torch's cross-entropy; masks; nats; KL."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +14,10 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
-from stylora.forest import MASK, Sample, chain, edges, pack, stack, whole_row
+from stylora.forest import MASK, Anchors, Sample, chain, edges, pack, stack, whole_row
 from stylora.model import head as head_module
-from stylora.model.forest_model import ForestModel, mean_embedding, to_tensors
+from stylora.model.forest_model import ForestModel, mean_embedding, pair_with_gold, to_tensors
+from stylora.samples.anchors import Kl, add_anchors
 
 CPU = torch.device("cpu")
 WORDS = 262
@@ -73,7 +78,7 @@ def assert_same(ours, theirs) -> None:
     (loss, grads), (expected_loss, expected) = ours, theirs
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     assert grads.keys() == expected.keys() and all("lora_" in name for name in grads)
-    noise = 1e-7 * torch.stack([g.norm() for g in expected.values()]).norm()
+    noise = 3e-7 * torch.stack([g.norm() for g in expected.values()]).norm()
     for name, gradient in expected.items():
         assert (grads[name] - gradient).norm() <= 1e-5 * gradient.norm() + noise, name
 
@@ -225,3 +230,221 @@ def test_the_slow_head_trains_as_the_plain_model_does(kind, random_model, monkey
     assert_same((float(loss.detach()), gradients(peft)), apart(peft, samples))
     with pytest.raises(AssertionError):  # and the fast head would be wrong here
         assert_same(together(peft, samples, 40, LAYOUTS["tries"]), apart(peft, samples))
+
+
+# --------------------------------------------------------------------------------------------------------- CE with KL
+
+
+def held_apart(peft, samples: list[Sample], kl: Kl) -> tuple[float, float, dict[str, torch.Tensor]]:
+    """(ce, kl, gradients) of each sample alone through the plain PEFT model and PEFT's own `disable_adapter`, anchor by anchor in fp64."""
+    embed = peft.get_input_embeddings()
+    mean = embed(torch.arange(WORDS)).mean(0)
+    totals = torch.zeros(2, dtype=torch.float64)
+    for sample in samples:
+        ids = torch.tensor(sample.forest.ids.astype(np.int64))
+        inputs = torch.where((ids == MASK)[:, None], mean, embed(ids.clamp_min(0)))[None]
+        with torch.no_grad(), peft.disable_adapter():
+            held = peft(inputs_embeds=inputs).logits[0].double()
+        scores = peft(inputs_embeds=inputs).logits[0].double()
+        edges_, anchors = sample.edges, sample.anchors
+        nats = -scores.log_softmax(-1)[edges_.source.tolist(), edges_.target.tolist()]
+        parts = [(nats * torch.tensor(edges_.weight)).sum(), nats.new_zeros(())]
+        for source, weight in zip(anchors.source.tolist(), anchors.weight.tolist(), strict=True):
+            golds = edges_.target[edges_.source == source].tolist() if kl.drop_gold else []
+            for gold in golds or [-1]:
+                words = [word for word in range(scores.shape[1]) if word != gold]
+                p, q = (torch.distributions.Categorical(logits=one[source, words]) for one in (scores, held))
+                divergence = torch.distributions.kl_divergence(*((p, q) if kl.direction == "reverse" else (q, p)))
+                parts[1] = parts[1] + weight / max(1, len(golds)) * divergence
+        (parts[0] + kl.beta * parts[1]).backward()
+        totals += torch.stack(parts).detach()
+    return float(totals[0]), float(totals[1]), gradients(peft)
+
+
+def held_together(peft, samples: list[Sample], kl: Kl, budget: int, layout: dict) -> tuple[float, float, dict[str, torch.Tensor]]:
+    model = ForestModel(peft.get_base_model(), words=WORDS, kl=kl)
+    ce = divergence = 0.0
+    for batch in pack(samples, tokens_per_microbatch=budget, **layout):
+        loss = model(to_tensors(batch, CPU, drop_gold=kl.drop_gold))
+        loss.backward()
+        assert float(loss.detach()) == pytest.approx(float(model.last_ce + kl.beta * model.last_kl), rel=1e-6)
+        ce, divergence = ce + float(model.last_ce), divergence + float(model.last_kl)
+    return ce, divergence, gradients(peft)
+
+
+def held_samples(kl: Kl, gold_once: bool = False) -> list[Sample]:
+    """Conversations of one prompt, some of them general, one twice, masks in two, several edges from one source."""
+    rng = np.random.default_rng(5)
+    prompt = rng.integers(0, WORDS, 6).tolist()
+    samples = []
+    for number in range(4):
+        ids = [*prompt, *rng.integers(0, WORDS, 7).tolist()]
+        sources = [*range(5, 12), *([] if gold_once else [5, 8])]
+        sample = Sample(forest=chain(ids), edges=edges(sources, rng.integers(0, WORDS, len(sources))))
+        samples.append(add_anchors(sample, kl, general=number % 2 == 0, rng=rng))
+    masked = chain([MASK if i == 3 else token for i, token in enumerate(samples[1].forest.ids.tolist())])
+    return [*samples, samples[0], replace(samples[1], forest=masked)]
+
+
+def assert_held_same(ours, theirs, beta: float) -> None:
+    assert ours[:2] == pytest.approx(theirs[:2], rel=1e-5)
+    assert_same((ours[0] + beta * ours[1], ours[2]), (theirs[0] + beta * theirs[1], theirs[2]))
+
+
+@pytest.mark.parametrize("layout", sorted(LAYOUTS))
+@pytest.mark.parametrize("drop_gold", [False, True])
+@pytest.mark.parametrize("on", ["edges", "all", "general"])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_ce_and_kl_are_those_of_separate_samples(direction, on, drop_gold, layout, peft_model, monkeypatch):
+    """Edges of weight 1, as samples have them: then a trie's anchors pair with gold tokens as its samples' do."""
+    monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", 10 * 320)
+    kl = Kl(beta=0.5, direction=direction, on=on, drop_gold=drop_gold)
+    samples = held_samples(kl, gold_once=drop_gold)
+    expected = held_apart(peft_model, samples, kl)
+    assert expected[1] > 0
+    assert_held_same(held_together(peft_model, samples, kl, 30, LAYOUTS[layout]), expected, 0.5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_several_gold_tokens_of_one_source_share_its_anchor(direction, peft_model):
+    kl = Kl(beta=0.5, direction=direction, drop_gold=True, on="all")
+    sample = add_anchors(
+        Sample(forest=chain([3, 4, 5, 6]), edges=edges([1, 1, 2], [7, 8, 9])), kl, general=False, rng=np.random.default_rng(0)
+    )
+    assert_held_same(held_together(peft_model, [sample], kl, 30, LAYOUTS["stacked"]), held_apart(peft_model, [sample], kl), 0.5)
+
+
+@pytest.mark.parametrize("kind", ["Granite", "Gemma2"])
+def test_the_slow_head_holds_as_the_plain_model_does(kind, random_model, monkeypatch):
+    monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", 6 * 320)
+    peft, kl = with_adapter(random_model(kind, attention="eager")), Kl(beta=0.5, reference="frozen")
+    samples = held_samples(kl)
+    model = ForestModel(peft.get_base_model(), words=WORDS, head="model", kl=kl)
+    (batch,) = pack(samples, tokens_per_microbatch=100, share_prefixes=True)
+    model(to_tensors(batch, CPU)).backward()
+    assert_held_same((float(model.last_ce), float(model.last_kl), gradients(peft)), held_apart(peft, samples, kl), 0.5)
+
+
+def test_an_adapter_on_the_head_is_off_for_the_reference(random_model, monkeypatch):
+    monkeypatch.setattr(head_module, "CHUNK_ELEMENTS", 6 * 320)
+    torch.manual_seed(0)
+    peft = get_peft_model(random_model("Qwen3"), LoraConfig(r=4, target_modules=["q_proj", "lm_head"]))
+    for name, parameter in peft.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    kl = Kl(beta=0.5)
+    samples = held_samples(kl)
+    assert_held_same(held_together(peft, samples, kl, 30, LAYOUTS["tries"]), held_apart(peft, samples, kl), 0.5)
+
+
+@contextmanager
+def calls(model: ForestModel) -> Iterator[list[tuple[int, ...]]]:
+    """The shape [B, T] of every pass through the decoder."""
+    seen: list[tuple[int, ...]] = []
+    handle = model.model.get_decoder().register_forward_hook(lambda _m, _a, output: seen.append(output[0].shape[:2]))
+    yield seen
+    handle.remove()
+
+
+@pytest.mark.parametrize("on", ["edges", "all", "general"])
+def test_a_fresh_adapter_has_kl_0(on, random_model):
+    """Bit for bit where the reference reads all that the model reads; to rounding where it reads the rows with anchors alone."""
+    peft = get_peft_model(random_model("Qwen3"), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)).train()
+    for direction in ("forward", "reverse"):
+        kl = Kl(on=on, direction=direction)
+        model = ForestModel(peft.get_base_model(), words=WORDS, kl=kl).train()
+        for layout in LAYOUTS.values():
+            for batch in pack(held_samples(kl), tokens_per_microbatch=60, **layout):
+                loss = model(to_tensors(batch, CPU))
+                assert abs(float(model.last_kl)) <= (1e-6 if on == "general" else 0)
+                assert float(loss.detach()) == pytest.approx(float(model.last_ce), rel=1e-6)
+    torch.nn.init.normal_(peft.get_base_model().model.layers[0].mlp.up_proj.lora_B["default"].weight, std=0.1)
+    model(to_tensors(stack(held_samples(kl)), CPU))
+    assert float(model.last_kl) > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("kl", "passes"), [(None, 1), (Kl(beta=0.0), 1), (Kl(beta=0.1), 2), (Kl(beta=0.1, on="general"), 2)]
+)
+def test_without_beta_there_is_no_second_pass(kl, passes, peft_model):
+    """Also where the batch carries anchors: nothing of the loss or of its gradient changes."""
+    samples = held_samples(Kl())
+    model = ForestModel(peft_model.get_base_model(), words=WORDS, kl=kl)
+    with calls(model) as seen:
+        model(to_tensors(stack(samples), CPU)).backward()
+    assert len(seen) == passes
+    assert (float(model.last_kl) > 0) == (passes == 2)
+    if passes == 1:
+        assert_same((float(model.last_ce), gradients(peft_model)), apart(peft_model, samples))
+    gradients(peft_model)
+
+
+def test_a_batch_without_anchors_has_one_pass_and_others_read_their_rows_alone(peft_model):
+    kl = Kl(on="general")
+    samples = held_samples(kl)
+    model = ForestModel(peft_model.get_base_model(), words=WORDS, kl=kl)
+    with calls(model) as seen:
+        model(to_tensors(stack([samples[1], samples[3]]), CPU))
+        model(to_tensors(stack(samples), CPU))
+    assert seen == [(2, 13), (3, 13), (6, 13)]
+
+
+def test_the_reference_leaves_the_model_as_it_was(random_model):
+    """Modes, dropout's random numbers and what trains; a gradient reaches the adapter and nothing else."""
+    peft = get_peft_model(random_model("Qwen3"), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.5)).train()
+    peft.get_base_model().model.layers[0].eval()
+    gradient = []
+    for kl in (None, Kl(beta=1e-30)):
+        model = ForestModel(peft.get_base_model(), words=WORDS, kl=kl)
+        before = [module.training for module in peft.modules()], [p.requires_grad for p in peft.parameters()]
+        torch.manual_seed(7)
+        model(to_tensors(stack(held_samples(Kl())), CPU)).backward()
+        assert before == ([module.training for module in peft.modules()], [p.requires_grad for p in peft.parameters()])
+        gradient.append(gradients(peft))
+    assert all("lora_" in name for name in gradient[1]) and gradient[1].keys() == gradient[0].keys()
+    assert all(torch.allclose(gradient[0][name], gradient[1][name], rtol=1e-4, atol=1e-6) for name in gradient[0]), "the same dropout"
+
+
+def test_w_and_v_divide_each_its_own(peft_model):
+    model = ForestModel(peft_model.get_base_model(), words=WORDS, kl=Kl(beta=0.5))
+    parts = []
+    for divisors in ({}, dict(divisor=4.0, anchor_divisor=32.0)):
+        with torch.no_grad():
+            loss = model(to_tensors(stack(held_samples(Kl())), CPU, **divisors))
+        parts.append([float(model.last_ce), float(model.last_kl)])
+        assert float(loss) == pytest.approx(parts[-1][0] + 0.5 * parts[-1][1], rel=1e-6)
+    assert parts[1] == pytest.approx([parts[0][0] / 4, parts[0][1] / 32], rel=1e-6)
+
+
+def test_to_tensors_puts_anchored_rows_first():
+    """Two rows of four tokens: anchors at flat 5 and 7 (twice), edges at 0, 5, 5 and 6."""
+    anchors = Anchors(source=np.array([3, 1, 3], np.int32), weight=np.array([1.0, 2.0, 4.0], np.float32))
+    bare = Sample(forest=chain([1, 2, 3, 4]), edges=edges([0], [9]))
+    held = Sample(forest=chain([5, 6, 7, 8]), edges=edges([2, 1, 1], [10, 11, 12]), anchors=anchors)
+    batch = to_tensors(stack([bare, held]), CPU, anchor_divisor=8.0)
+    assert batch.head_rows.tolist() == [5, 7, 0, 6]
+    assert batch.row.tolist() == [0, 0, 2, 3] and batch.target.tolist() == [11, 12, 9, 10]
+    assert batch.anchors.rows.tolist() == [1] and batch.anchors.source.tolist() == [1, 3]
+    assert batch.anchors.held.tolist() == [0, 1] and batch.anchors.weight.tolist() == [2 / 8, 5 / 8] and batch.anchors.gold is None
+    paired = to_tensors(stack([bare, held]), CPU, drop_gold=True).anchors
+    assert paired.held.tolist() == [0, 0, 1] and paired.gold.tolist() == [11, 12, -1] and paired.weight.tolist() == [1, 1, 5]
+    assert to_tensors(stack([bare]), CPU).anchors is None
+
+
+@pytest.mark.parametrize(
+    ("weight", "edge_weights", "expected"),
+    [
+        (3.0, [1.0, 1.0], [(10, 1.0), (11, 1.0), (-1, 1.0)]),  # as drawn in the docstring
+        (2.0, [1.0, 1.0], [(10, 1.0), (11, 1.0)]),
+        (1.0, [1.0, 3.0], [(10, 0.25), (11, 0.75)]),
+        (2.0, [], [(-1, 2.0)]),
+        (0.3, [0.1, 0.1, 0.1], [(10, 0.1), (11, 0.1), (12, 0.1)]),
+    ],
+)
+def test_an_anchor_is_shared_out_over_its_gold_tokens(weight, edge_weights, expected):
+    rows, targets = np.zeros(len(edge_weights), np.int64), np.arange(10, 10 + len(edge_weights))
+    held, gold, shares = pair_with_gold(
+        np.array([weight]), np.append(rows, 1), np.append(targets, 99), np.array([*edge_weights, 1.0], np.float32)
+    )
+    assert held.tolist() == [0] * len(expected) and gold.tolist() == [token for token, _ in expected]
+    assert shares.tolist() == pytest.approx([share for _, share in expected], rel=1e-6)

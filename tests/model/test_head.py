@@ -1,17 +1,18 @@
-"""The fused head against three lines in fp64, at Qwen's vocabulary; chunk borders; memory; the model's own logits."""
+"""The fused head against a few lines in fp64, at Qwen's vocabulary; chunk borders; CE with KL; memory; the model's own logits."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from stylora.model import head as module
-from stylora.model.head import edge_loss, edge_nats, logits_by_model
+from stylora.model.head import Anchored, Edges, edge_and_anchor_loss, edge_loss, edge_nats, logits_by_model
 
 QWEN = 151_936
 
@@ -30,6 +31,36 @@ def reference(head, hidden, row, target, weight):
     scores = h @ w.T
     loss = (weight.double() * (scores.logsumexp(-1)[row] - scores[row, target])).sum()
     return loss.item(), *torch.autograd.grad(loss, (h, w))
+
+
+def anchors_on(count: int, head, hidden, *, gold: bool, vocabulary: int = 50, **settings) -> Anchored:
+    """Anchors on the first `count` rows of hidden states, with `gold` up to three on each, some of them without a gold token."""
+    torch.manual_seed(count)
+    held = torch.arange(count).repeat_interleave(torch.arange(count) % 3 + 1) if gold else torch.arange(count)
+    chosen = torch.randint(0, vocabulary, held.shape)
+    chosen[::4] = -1
+    given = dict(beta=0.3, reverse=False, logits=head) | settings
+    return Anchored(
+        hidden=hidden[:count] + torch.randn(count, hidden.shape[1]), held=held, weight=torch.rand(held.shape) + 0.1,
+        gold=chosen if gold else None, **given,
+    )  # fmt: skip
+
+
+def reference_with_anchors(head, hidden, edges: Edges, anchors: Anchored):
+    """In fp64, anchor by anchor: ce, kl, d total / d hidden, d total / d head weight. The reference's logits have no gradient."""
+    h, w = hidden.double().requires_grad_(), head.weight.detach().double().requires_grad_()
+    scores, held = h @ w.T, anchors.hidden.double() @ head.weight.detach().double().T
+    ce = (edges.weight.double() * (scores.logsumexp(-1)[edges.row] - scores[edges.row, edges.target])).sum()
+    kl = torch.zeros((), dtype=torch.float64)
+    for number, (u, weight) in enumerate(zip(anchors.held.tolist(), anchors.weight.double(), strict=True)):
+        gold = -1 if anchors.gold is None else int(anchors.gold[number])
+        words = [word for word in range(scores.shape[1]) if word != gold]
+        p, q = (torch.distributions.Categorical(logits=one[words]) for one in (scores[u], held[u]))
+        kl = kl + weight * torch.distributions.kl_divergence(*((p, q) if anchors.reverse else (q, p)))
+    total = ce + anchors.beta * kl
+    if not total.requires_grad:
+        return ce.item(), kl.item(), torch.zeros_like(h), torch.zeros_like(w)
+    return ce.item(), kl.item(), *torch.autograd.grad(total, (h, w))
 
 
 def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
@@ -120,6 +151,104 @@ def test_edge_nats_are_cross_entropy():
     assert torch.allclose(edge_nats(logits, row, target), nn.functional.cross_entropy(logits[row], target, reduction="none"))
 
 
+# --------------------------------------------------------------------------------------------------------- CE with KL
+
+
+@pytest.mark.parametrize("trains", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("gold", [False, True])
+@pytest.mark.parametrize("count", [0, 1, 9, 16])
+@pytest.mark.parametrize("rows_at_once", [1, 5, 1000])
+def test_ce_and_kl_equal_fp64(rows_at_once, count, gold, reverse, trains, monkeypatch):
+    """Several edges on most rows and none on some, anchors on all, some or none of them; any chunk."""
+    head, hidden, row, target, weight = problem(16, 8, 50, seed=rows_at_once)
+    edges = Edges(*(column[(row != 3) & (row != 15)] for column in (row, target, weight)))
+    anchors = anchors_on(count, head, hidden, gold=gold, reverse=reverse)
+    ce, kl, slope, head_slope = reference_with_anchors(head, hidden, edges, anchors)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 2 * rows_at_once * 50)
+    head.requires_grad_(trains)
+    hidden.requires_grad_()
+    found = edge_and_anchor_loss(hidden, edges, anchors, head, 50, trains=trains)
+    assert [x.item() for x in found] == pytest.approx([ce + 0.3 * kl, ce, kl], rel=1e-5)
+    assert all(x.dtype == torch.float32 and x.shape == () for x in found)
+    assert [x.requires_grad for x in found] == [True, False, False]
+    (found[0] * 3).backward()
+    assert_close(hidden.grad / 3, slope)
+    if trains:
+        assert_close(head.weight.grad / 3, head_slope)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_anchors_without_edges(trains):
+    head, hidden, *_ = problem(6, 8, 50)
+    empty = torch.empty(0, dtype=torch.long)
+    edges = Edges(empty, empty, torch.empty(0))
+    anchors = anchors_on(2, head, hidden, gold=False)
+    _, kl, slope, _ = reference_with_anchors(head, hidden, edges, anchors)
+    hidden.requires_grad_()
+    total, ce, found = edge_and_anchor_loss(hidden, edges, anchors, head, 50, trains=trains)
+    total.backward()
+    assert ce.item() == 0 and found.item() == pytest.approx(kl, rel=1e-5) and total.item() == pytest.approx(0.3 * kl, rel=1e-5)
+    assert_close(hidden.grad, slope)
+    assert hidden.grad[2:].abs().max() == 0
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("gold", [False, True])
+def test_a_model_that_is_its_reference_has_kl_0_and_the_gradient_of_ce(gold, reverse):
+    head, hidden, row, target, weight = problem(16, 8, 50)
+    anchors = anchors_on(3, head, hidden, gold=gold, reverse=reverse)
+    same = replace(anchors, hidden=hidden[:3].clone())
+    gradients = []
+    for given in (same, None):
+        rows = hidden.clone().requires_grad_()
+        total, ce, kl = edge_and_anchor_loss(rows, Edges(row, target, weight), given, head, 50, trains=False)
+        total.backward()
+        assert kl.item() == 0 and total.item() == ce.item()
+        gradients.append(rows.grad)
+    assert torch.allclose(*gradients, rtol=1e-5, atol=1e-6)
+
+
+def test_ce_and_kl_at_qwens_vocabulary(qwen_problem):
+    (head, hidden, row, target, weight), _ = qwen_problem
+    head.requires_grad_(False)
+    anchors = anchors_on(12, head, hidden, gold=True, vocabulary=QWEN, reverse=True)
+    edges = Edges(row, target, weight)
+    ce, kl, slope, _ = reference_with_anchors(head, hidden, edges, anchors)
+    hidden = hidden.clone().requires_grad_()
+    found = edge_and_anchor_loss(hidden, edges, anchors, head, QWEN, trains=False)
+    found[0].backward()
+    assert [x.item() for x in found[1:]] == pytest.approx([ce, kl], rel=1e-5)
+    assert_close(hidden.grad, slope)
+
+
+def test_without_anchors_the_head_does_what_it_did(monkeypatch):
+    """Full chunks, one call each, and nothing of KL is computed."""
+    head, hidden, row, target, weight = problem(16, 8, 50)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 8 * 50)
+    for name in ("divergence_", "divergence", "_held"):
+        monkeypatch.delattr(module, name)
+    seen = []
+    head.register_forward_hook(lambda _m, _i, output: seen.append(len(output)))
+    total, ce, kl = edge_and_anchor_loss(hidden, Edges(row, target, weight), None, head, 50, trains=False)
+    assert seen == [8, 8] and kl.item() == 0 and total.item() == ce.item()
+
+
+def test_the_reference_is_asked_once_per_anchored_row():
+    head, hidden, row, target, weight = problem(16, 8, 50)
+    seen = []
+
+    def logits(states):
+        seen.append(len(states))
+        assert not torch.is_grad_enabled()
+        return head(states)
+
+    anchors = anchors_on(3, head, hidden, gold=True, logits=logits)
+    for trains in (False, True):
+        edge_and_anchor_loss(hidden, Edges(row, target, weight), anchors, head, 50, trains=trains)
+    assert seen == [3, 3] and len(anchors.held) > 3
+
+
 MEASURE = """
 import json, torch
 from pathlib import Path
@@ -189,3 +318,22 @@ def test_gradients_in_fp16_survive_the_division_by_a_whole_step():
         (loss * 2.0**26).backward()
         gradients.append(rows.grad.float())
     assert torch.allclose(gradients[1], gradients[0], rtol=0.02, atol=1e-3 * gradients[0].abs().max())
+
+
+def test_gradients_of_anchors_in_fp16_survive_it_too():
+    torch.manual_seed(0)
+    head, hidden = torch.nn.Linear(16, 50, bias=False), torch.randn(6, 16)
+    held, row = hidden + torch.randn(6, 16), torch.arange(6)
+    gradients = []
+    for dtype in (torch.float32, torch.float16):
+        rows = hidden.to(dtype, copy=True).requires_grad_()
+        low = torch.nn.Linear(16, 50, bias=False, dtype=dtype).requires_grad_(False)
+        low.weight.data.copy_(head.weight.data)
+        anchors = Anchored(
+            hidden=held.to(dtype), held=row, weight=torch.full((6,), 1e-8), gold=None, logits=low, beta=0.1, reverse=False
+        )
+        edges = Edges(row[:0], row[:0], torch.empty(0))
+        (edge_and_anchor_loss(rows, edges, anchors, low, 50, trains=False)[0] * 2.0**28).backward()
+        gradients.append(rows.grad.float())
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(gradients[1], gradients[0], rtol=0.02, atol=1e-2 * gradients[0].abs().max())

@@ -273,6 +273,8 @@ def test_general_text_is_taken_out_of_the_style(books, name):
     recipe, lines = told("data: {data_dir: ./data}\n")
     data = recipe.stages[0].data
     assert (data.train, data.general, data.general_ratio) == (("data/more/乙.TXT", "data/甲.txt"), f"data/{name}", 0.1)
+    by_line = "data.general_lines true: each line of it is a passage of its own, as the original's description"
+    assert data.general_lines == (by_line in lines) == (name == "general.txt")
     assert f"data/{name} -> data.general, taken out of the style; the original learned it as style" in lines
     assert "data.data_dir ./data -> data.train, 2 files of it" in lines
     assert "data.general_ratio 0.1: the default of mix_data.py, here a share of tokens" in lines
@@ -382,9 +384,15 @@ def test_both_ways_to_say_the_step(key):
 
 def test_a_checkpoint_as_base_is_an_adapter_to_go_on_with(place):
     (place / "checkpoint-20").mkdir()
-    (place / "checkpoint-20" / "adapter_config.json").write_text("{}", encoding="utf-8")
-    message = refused("model: {model_name_or_path: ./checkpoint-20, use_lora: true}")
-    assert "model.model_name_or_path: got './checkpoint-20', expected a base: this folder is a trained adapter" in message
+    config = place / "checkpoint-20" / "adapter_config.json"
+    config.write_text('{"base_model_name_or_path": "tiny"}', encoding="utf-8")
+    recipe, lines = told("model: {model_name_or_path: ./checkpoint-20, use_lora: true, lora_r: 64}")
+    assert (recipe.base, recipe.stages[0].adapter.path) == ("tiny", "./checkpoint-20")
+    assert "model.model_name_or_path ./checkpoint-20 -> adapter.path: goes on with this adapter on its base, tiny" in lines
+    assert "model.lora_r 64: no meaning here, the adapter in ./checkpoint-20 has its own" in lines
+    config.write_text("{}", encoding="utf-8")
+    message = refused("model: {model_name_or_path: ./checkpoint-20}")
+    assert "model.model_name_or_path: got './checkpoint-20', expected a base, or an adapter whose adapter_config.json names one" in message
     (place / "checkpoint-20" / "adapter_config.json").unlink()
     assert told("model: {model_name_or_path: ./checkpoint-20}")[0].base == "./checkpoint-20"
 

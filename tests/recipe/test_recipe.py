@@ -16,6 +16,7 @@ from stylora.errors import UserError
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
 from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
+from stylora.samples.anchors import Kl
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
 from stylora.train.settings import Train
@@ -213,7 +214,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 RECEIVERS: dict[type[BaseModel], set[str]] = {
     Recipe: {"recipe"}, Stage: {"stage", "stages"}, Data: {"data"}, Style: {"style"}, Cleaning: {"cleaning"}, Objective: {"objective"},
-    Adapter: {"adapter"}, Train: {"train", "settings"}, Sampling: {"sampling"},
+    Adapter: {"adapter"}, Train: {"train", "settings"}, Sampling: {"sampling"}, Kl: {"kl"},
 }  # fmt: skip
 """section -> the names its objects go by in the source: `objective.kind`, `stage.objective.kind`, `stages[0].name`."""
 

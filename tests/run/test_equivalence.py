@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
-
 from tests.run.children import Runs, write_recipe
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the children of tests/run/children.py")

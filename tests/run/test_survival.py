@@ -15,9 +15,9 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.run.children import Runs, write_recipe
 
 from stylora.train.checkpoint import find_checkpoint, unsound
-from tests.run.children import Runs, write_recipe
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from stylora.forest import MASK, Sample, build_trie, chain, edges
+from stylora.samples import anchors as module
 from stylora.samples.anchors import Kl, add_anchors
 from stylora.samples.objective import Objective, Vocabulary, build_sample
 
@@ -35,6 +39,18 @@ def anchors(sample: Sample) -> list[tuple[int, float]]:
 )
 def test_the_drawing_of_the_module(on, expected):
     assert anchors(add_anchors(conversation(1, 1, 2, 3, 4), Kl(on=on), general=True, rng=rng())) == expected
+
+
+@pytest.mark.parametrize("on", ["edges", "all", "general"])
+def test_the_drawing_is_the_codes_in_the_module_and_on_its_page(on):
+    """A weight stands below its token."""
+    page = (Path(__file__).parents[2] / "docs/kl.md").read_text(encoding="utf-8")
+    for text in (module.__doc__, page):
+        drawn = [line for line in text.splitlines() if re.match(r" *(read|edges|all|general)  ", line)]
+        lines = {line.split()[0]: line.split("  edges  u1")[0] for line in drawn}
+        tokens = [match.start() for match in re.finditer(r"\S+", lines["read"])][1:]
+        weights = [(tokens.index(match.start()), float(match[0])) for match in re.finditer(r"(?<= )\d(?= |$)", lines[on])]
+        assert weights == anchors(add_anchors(conversation(1, 1, 2, 3, 4), Kl(on=on), general=True, rng=rng()))
 
 
 def test_general_anchors_lie_in_general_rows_alone():
@@ -83,6 +99,11 @@ def test_a_share_is_drawn_and_the_draw_is_the_generators():
 def test_a_sample_without_edges_has_nothing_to_hold_but_its_tokens():
     sample = Sample(forest=chain([1, 2]), edges=edges([], []))
     assert [len(add_anchors(sample, Kl(on=on), general=True, rng=rng()).anchors) for on in ("edges", "general", "all")] == [0, 0, 2]
+
+
+def test_a_bare_on_in_yaml_is_the_key():
+    assert Kl(**{"beta": 0.2}) == Kl.model_validate(yaml.safe_load("{beta: 0.2, on: edges}"))
+    assert Kl.model_validate(yaml.safe_load("{on: general}")).on == "general"
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_store_opened_from_another_folder_names_the_files_there(bpe, books, tm
     assert {f"{elsewhere.as_posix()}/行.jsonl:3", f"{elsewhere.as_posix()}/包.zip!/内/书#1.txt"} <= {p.origin for p in second.pieces}
 
 
-@pytest.mark.parametrize("change", [{"cleaning": Cleaning(adverts=False)}, {"tokenizer_hash": "u"}, {"chapters": True}])
+@pytest.mark.parametrize("change", [{"cleaning": Cleaning(adverts=False)}, {"tokenizer_hash": "u"}, {"chapters": True}, {"lines": True}])
 def test_the_key_is_the_settings_too(bpe, books, tmp_path, change):
     assert opened(bpe, tmp_path, books).folder != opened(bpe, tmp_path, books, **change).folder
 

@@ -65,7 +65,9 @@ def test_every_token_is_trained_or_held_out_by_book(prepare, bpe, books):
     assert abs(sides[True].tokens / (sides[True].tokens + sides[False].tokens) - 0.2) < 0.1
     texts = {path.stem: path.read_text(encoding="utf-8") for path in books.iterdir()}
     assert sides[True].characters == sum(len(texts[name]) for name in held)
-    assert sum(data.validation_characters["style"]) == pytest.approx(sides[True].characters)
+    predicted = sum(len(window) - 1 for window in data.validation["style"])
+    per_token = sides[True].characters / sides[True].tokens  # one book is held out here
+    assert sum(data.validation_characters["style"]) == pytest.approx(predicted * per_token, rel=0.01)
     assert data.validation["general"] == [] and data.summary.leak == {"style": 0.0}
 
 
@@ -122,6 +124,36 @@ def test_no_window_runs_across_rows(prepare, tmp_path, bpe):
     file.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     data = prepare(file, format="text", validation=0)
     assert sorted(bpe.decode(data.ids(i)) for i in range(len(data))) == sorted(texts)
+
+
+def test_no_window_runs_across_general_lines(prepare, tmp_path, books, bpe):
+    """Long lines are cut, short ones stay whole; not told so, windows run across them. The style's lines are none."""
+    lines = [f"第{i}行" + "他说走。" * (i % 40) for i in range(1, 60)]
+    file = tmp_path / "general.txt"
+    file.write_text("\n\n".join(lines), encoding="utf-8")
+    chosen = dict(general=str(file), general_ratio=0.3, validation=0, general_validation=0, general_repeat=True)
+    cleaning = {"near_duplicates": False}
+    told, whole = (prepare(books, **chosen, cleaning=cleaning, general_lines=lines) for lines in (True, False))
+    read: dict[tuple[int, int], list[int]] = {}
+    for i in range(len(told)):
+        if told.part(i) == "general":
+            read[told.sample_id(i)] = told.ids(i).tolist()
+    texts: dict[int, list[int]] = {}
+    for (line, _), ids in sorted(read.items()):
+        texts[line] = texts.get(line, []) + ids
+    assert {bpe.decode(ids) for ids in texts.values()} == set(lines)
+    assert any("\n" in bpe.decode(whole.ids(i)) for i in range(len(whole)) if whole.part(i) == "general")
+    style = [[d.ids(i).tolist() for i in range(len(d)) if d.part(i) == "style"] for d in (told, whole)]
+    assert style[0] == style[1] and told.fingerprint != whole.fingerprint
+
+
+def test_general_lines_are_held_out_as_wholes(prepare, tmp_path, books, bpe):
+    lines = [f"第{i}行，" + "他说走。" * (i % 7) for i in range(100)]
+    file = tmp_path / "general.txt"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    data = prepare(books, general=str(file), general_ratio=0, general_lines=True, general_validation=0.2)
+    held = {bpe.decode(ids) for ids in data.validation["general"]}
+    assert held < set(lines) and 10 < len(held) < 40
 
 
 @settings(max_examples=200, deadline=None)

@@ -155,3 +155,21 @@ def test_a_second_signal_ends_the_process_at_once(number, second, start):
     child.send_signal(second)
     child.communicate(timeout=30)
     assert child.returncode == -second
+
+
+STUCK = """
+import hashlib
+from stylora.train.interruption import Interruption
+
+with Interruption(patience=0.5):
+    print("ready", flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 10**9)  # minutes outside Python, as in a library that waits for a lost peer
+"""
+
+
+def test_with_patience_a_process_ends_though_no_python_runs(number):
+    child = subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "ready\n"
+    child.send_signal(number)
+    child.communicate(timeout=30)
+    assert child.returncode == 128 + number

@@ -1,8 +1,8 @@
 """One opened file of any format -> its documents: READERS has a function for every suffix.
 
 A text, an EPUB or a member of a ZIP is one document (a large text several of the same source); a row of JSONL, JSON,
-Parquet or a hub dataset is one document with its own `source`. Markup is taken off; a file that gives nothing is skipped
-with the reason. Knows no folders.
+Parquet or a hub dataset is one document with its own `source`; so is a line of a .txt where lines are texts of their own.
+Markup is taken off; a file that gives nothing is skipped with the reason. Knows no folders.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .decode import binary_reason, decode
 from .document import Document, FileReport
 from .html import BadEpub, epub_members, html_to_text, looks_like_html
 from .intake import Intake, account_for
-from .rows import BadParquet, Rows, hub_rows, hub_split, json_rows, parquet_rows, row_problem
+from .rows import BadParquet, Rows, hub_rows, hub_split, json_rows, parquet_rows, row_problem, text_rows
 
 KEPT_BAD_ROWS = 1000
 BOMB_BYTES, BOMB_RATIO = 100 << 20, 200  # a member both larger and denser than any text
@@ -49,7 +49,9 @@ def read_file(intake: Intake, file: Input) -> Iterator[Document]:
     if not archive:
         intake.add(report)
     try:
-        yield from READERS[file.name.suffix.lower()](intake, file, report)
+        suffix = file.name.suffix.lower()
+        read = _read_lines if intake.lines and suffix == ".txt" else READERS[suffix]
+        yield from read(intake, file, report)
     except BROKEN_ARCHIVE as error:
         intake.skip(report, f"broken: {error}")
     if archive and report.skipped is not None:
@@ -155,6 +157,11 @@ def _refusal(info: zipfile.ZipInfo) -> str | None:
 def _read_json(intake: Intake, file: Input, report: FileReport) -> Iterator[Document]:
     texts = (decoded.text for _, decoded in intake.decoded_parts(file.stream, report))
     yield from _row_documents(intake, report, json_rows(texts), file.name.stem)
+
+
+def _read_lines(intake: Intake, file: Input, report: FileReport) -> Iterator[Document]:
+    texts = (decoded.text for _, decoded in intake.decoded_parts(file.stream, report))
+    yield from _row_documents(intake, report, text_rows(texts), file.name.stem)
 
 
 def _read_parquet(intake: Intake, file: Input, report: FileReport) -> Iterator[Document]:

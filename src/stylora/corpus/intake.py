@@ -27,11 +27,13 @@ class Intake:
     """The settings of a pass, what cleaning remembers, and the account of it.
 
     reports: gets the report of every file; None where nobody will look, and nothing taken out is kept
+    lines: is each line of a .txt a text of its own?
     documents: given so far; skipped: `path: reason` of the files that gave none
     """
 
     cleaning: Cleaning
     reports: list[FileReport] | None
+    lines: bool = False
     seen: SeenParagraphs = field(default_factory=SeenParagraphs)
     documents: int = 0
     skipped: list[str] = field(default_factory=list)

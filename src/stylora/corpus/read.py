@@ -46,11 +46,12 @@ def find_files(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def read_documents(
-    paths: Sequence[str | Path], cleaning: Cleaning, *, reports: list[FileReport] | None = None
+    paths: Sequence[str | Path], cleaning: Cleaning, *, lines: bool = False, reports: list[FileReport] | None = None
 ) -> Iterator[Document]:
     """Read files, folders and hub datasets (`hf:owner/name[:split]`, `hf:folder`) into cleaned documents, streaming.
 
     paths: in this order; the same paths give the same documents in the same order
+    lines: each line of a .txt that is not blank is a document of its own, else the whole file is one
     reports: gets one report per file, archive member or dataset, filled while its documents are read
     Raises UserError at once for a bad path; while reading for a file that cannot be opened or a dataset that cannot be
     loaded; at the end where nothing at all was usable.
@@ -64,7 +65,7 @@ def read_documents(
             files = {file.resolve(): file for file in find_files([path])}
             groups.append([file for resolved, file in files.items() if resolved not in known])
             known.update(files)
-    return _documents(groups, Intake(cleaning, reports), ", ".join(map(str, paths)))
+    return _documents(groups, Intake(cleaning, reports, lines), ", ".join(map(str, paths)))
 
 
 def _documents(groups: list[str | list[Path]], intake: Intake, where: str) -> Iterator[Document]:

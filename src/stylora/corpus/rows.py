@@ -1,4 +1,4 @@
-"""The rows of JSONL, of one JSON array, of Parquet and of a hub dataset, one after the other, each with its number.
+"""The rows of JSONL, of one JSON array, of Parquet, of a hub dataset and of plain text, one after the other, each with its number.
 
 A row that cannot be parsed comes as a `BadRow` with the reason, and the rows after it still come where the format lets
 them. `row_problem` says of any row why it is no text.
@@ -44,12 +44,23 @@ def json_rows(texts: Iterator[str]) -> Rows:
 
 
 def _line_rows(texts: Iterator[str]) -> Rows:
+    return ((number, _parsed(line)) for number, line in _lines(texts))
+
+
+def text_rows(texts: Iterator[str]) -> Rows:
+    """The lines of a plain text, each a row of `text`; a line ends at LF, CRLF or CR, as in Python's text files."""
+    with_lf = (text.replace("\r\n", "\n").replace("\r", "\n") for text in texts)
+    return ((number, {"text": line}) for number, line in _lines(with_lf))
+
+
+def _lines(texts: Iterator[str]) -> Iterator[tuple[int, str]]:
+    """The lines that are not blank, with their numbers."""
     number = 1
     for text in texts:
         lines = text.split("\n")  # not splitlines: U+2028 is legal inside a JSON string
         for i, line in enumerate(lines):
             if line.strip():
-                yield number + i, _parsed(line)
+                yield number + i, line
         number += len(lines) - 1
 
 

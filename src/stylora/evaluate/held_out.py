@@ -1,6 +1,7 @@
 """Loss on what was held out: of clean text the next-token loss, whatever the objective was; of conversations the loss of the answers.
 
-Knows no recipes. Several processes score a share each, and all get all of it. Perplexity is per token (exp of nats per token) and per character, which compares across tokenizers.
+Knows no recipes. Several processes score a share each, and all get all of it.
+Perplexity is per token (exp of nats per token) and per character, which compares across tokenizers.
 """
 
 from __future__ import annotations

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 
 class Adapter(BaseModel, frozen=True, extra="forbid"):
     """One LoRA adapter.
 
+    path: folder of a saved PEFT adapter to train on, instead of a fresh one; what else is said here is then said there
     r: rank, columns of A and B; more can learn more and costs more memory. 16 suits a style
     alpha: scale, the update is multiplied by alpha / r; twice the rank is customary
     dropout: share of the adapter's inputs zeroed in training; 0 makes runs independent of how samples are batched
@@ -18,6 +19,7 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     dora: weight-decomposed LoRA; better at small ranks, slower
     """
 
+    path: str | None = None
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -30,3 +32,16 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     def one_name(cls, value: object) -> object:
         """A single module name stands for a list of one."""
         return [value] if isinstance(value, str) and value != "all-linear" else value
+
+    @model_validator(mode="after")
+    def one_source(self) -> Adapter:
+        """A saved adapter has its own rank and targets; a second word on them would have no reader."""
+        more = sorted(self.model_fields_set - {"path"})
+        if self.path is not None and more:
+            raise ValueError(f"{', '.join(more)}: comes from the adapter in `path`; remove one of them")
+        return self
+
+    @model_serializer(mode="wrap")
+    def without_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Written out so that it passes `one_source` again."""
+        return handler(self) if self.path is None else {"path": self.path}

@@ -11,6 +11,7 @@ Knows no recipe: it gives plain values, which `recipe.py` overrides and validate
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,11 +144,13 @@ def _base(keys: Keys, original: Original) -> None:
 
 
 def _continue_adapter(keys: Keys, was: str, folder: str) -> None:
-    """A base that is the checkpoint of an adapter means: go on training that adapter."""
-    raise keys.wrong(
-        was, folder, "a base: this folder is a trained adapter, and going on with one is not possible yet",
-        do="name the base that the adapter was trained on; a new adapter is trained on it",
-    )  # fmt: skip
+    """A base that is the checkpoint of an adapter means: go on training that adapter, with the rank and targets it has."""
+    base = json.loads((Path(folder) / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        expected = "a base, or an adapter whose adapter_config.json names one"
+        raise keys.wrong(was, folder, expected, do="name the base it was trained on there")
+    keys.put("base", base, f"{was} {folder} -> adapter.path: goes on with this adapter on its base, {base}", was=was)
+    keys.put("adapter.path", folder, "", was=was)
 
 
 def _output(keys: Keys, original: Original) -> None:
@@ -159,8 +162,12 @@ def _output(keys: Keys, original: Original) -> None:
 
 
 def _adapter(keys: Keys, original: Original) -> None:
+    path = keys.stage.get("adapter", {}).get("path")
     for key, names in ADAPTER.items():
-        keys.move(f"adapter.{key}", names, original.adapter.get(key))
+        if path is None:
+            keys.move(f"adapter.{key}", names, original.adapter.get(key))
+        elif found := keys.take(*names):
+            keys.lines.append(f"{found[0]} {shown(found[1])}: no meaning here, the adapter in {path} has its own")
     for key, right in {"bias": "none", "task_type": "CAUSAL_LM"}.items():
         found = keys.take(f"lora.{key}", f"model.{key}", f"model.lora_{key}")
         if found and found[1] != right:
@@ -228,6 +235,9 @@ def _texts(keys: Keys) -> None:
     keys.put("data.train", novels or folder, told + (f", {len(novels)} files of it" if novels else ""), was=was)
     if general is not None:
         keys.put("data.general", general, f"{general} -> data.general, taken out of the style; the original learned it as style")
+        if Path(general).suffix.lower() == ".txt":
+            told = "data.general_lines true: each line of it is a passage of its own, as the original's description"
+            keys.put("data.general_lines", True, told)
         keys.put("data.general_ratio", 0.1, "data.general_ratio 0.1: the default of mix_data.py, here a share of tokens")
 
 

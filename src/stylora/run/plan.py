@@ -95,7 +95,7 @@ def plan_steps(
             return data.sample(index)
         return build_sample(
             stage.objective, data.ids(index), vocabulary=vocabulary, key=(stage.train.seed, epoch, *data.sample_id(index)),
-            word_starts=data.word_starts(index) if stage.objective.whole_words else None,
+            word_starts=data.word_starts(index) if stage.objective.whole_words else None, general=data.part(index) == "general",
         )  # fmt: skip
 
     return Steps(

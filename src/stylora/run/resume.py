@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -14,14 +15,16 @@ from stylora.recipe.recipe import Recipe
 from stylora.train.checkpoint import Checkpoint, find_checkpoint, sweep, unsound
 from stylora.train.trainer import ForestTrainer, LossSpike, TrainingStopped
 
-from .folder import StageFolder, keep_recipe, make_stage, recipe_hash
+from .folder import StageFolder, adapter_hash, keep_recipe, make_stage, recipe_hash
 
 SLOWEST_RATE = 1 / 8  # after three roll-backs
 
 
 def identity(recipe: Recipe, data: str, base: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint must agree with to be gone on from: the recipe but for its epochs, fingerprints of data and base."""
-    return {"recipe": recipe_hash(recipe, epochs=False), "data": data, "base": base}
+    """What a checkpoint must agree with to be gone on from: the recipe but for its epochs, fingerprints of data and base, and the hash
+    of the adapter it began with, if it was not a fresh one."""
+    path = recipe.stages[0].adapter.path
+    return {"recipe": recipe_hash(recipe, epochs=False), "data": data, "base": base, "start": path and adapter_hash(Path(path))}
 
 
 def open_folder(
@@ -45,6 +48,11 @@ def open_folder(
         raise UserError(
             str(checkpoint.path), got="a checkpoint trained on other text than is there now", expected="the text the run began with",
             do="put it back, set output_dir, or give --force to begin anew",
+        )  # fmt: skip
+    if checkpoint.manifest["start"] != same["start"]:
+        raise UserError(
+            str(checkpoint.path), got=f"a checkpoint begun from another adapter than {recipe.stages[0].adapter.path} is now",
+            expected="the adapter the run began with", do="put it back, set output_dir, or give --force to begin anew",
         )  # fmt: skip
     if not same_base(checkpoint.manifest["base"], same["base"]):
         raise UserError(

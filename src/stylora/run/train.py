@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 from stylora.errors import UserError
 from stylora.generate.decode import open_row
-from stylora.model.adapter import attach, count_parameters, save_adapter
+from stylora.model.adapter import attach, count_parameters, load_adapter, save_adapter
 from stylora.model.base import Base, fingerprint, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
@@ -49,6 +49,8 @@ from .folder import StageFolder, check_room, claim_stage, locked, publish, run_f
 from .measuring import Outcome, evaluators
 from .plan import check_window, open_tokenizer, plan_steps, read_data
 from .resume import carry_out, identity, open_folder, take_best
+
+SECONDS_TO_STOP = 20.0  # for one of several processes: whoever started them ends them after 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +84,14 @@ def train(
         console.print(f"done already: {folder.path} (--force trains again, --extend N goes on for N epochs)")
         return None
     check_trackers(stage.train.report_to)
+    start = stage.adapter.path
+    if start is not None and folder.path.resolve() in [Path(start).resolve(), *Path(start).resolve().parents]:
+        raise UserError(
+            str(folder.path), got=f"the folder of adapter.path {start}", expected="another folder, so that nothing of it is replaced",
+            do="set output_dir",
+        )  # fmt: skip
     started = time.perf_counter()
-    with Interruption() as interruption:
+    with Interruption(SECONDS_TO_STOP if ranks() > 1 else None) as interruption:
         try:
             with interruption.at_once():
                 prepared = prepare(recipe, console, cache=cache)
@@ -155,7 +163,7 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
         console.print(f"proved     {line}")
     for number, prompt in enumerate(stage.prompts):
         open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=False, where=f"prompts[{number}]")
-    model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head)  # the adapter was put into it in place
+    model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head, kl=stage.objective.kl)  # the adapter lies inside
     if stage.train.gradient_checkpointing:
         model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     steps = plan_steps(stage, data, vocabulary, packs=proofs.packs, rank=rank(), ranks=ranks())
@@ -166,11 +174,14 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
 
 
 def prove_and_attach(base: Base, stage: Stage) -> tuple[Proofs, PeftModel]:
-    """Proofs on the bare base, then a fresh adapter, then the proof that it can be switched off."""
+    """Proofs on the bare base, then the adapter, fresh or saved before, then the proof that it can be switched off."""
     words = len(base.tokenizer)
     proofs = prove_base(base.model, words=words)
     ids, before = probe(base.model, words)
-    peft_model = attach(base.model, stage.adapter, seed=stage.train.seed)
+    if stage.adapter.path is None:
+        peft_model = attach(base.model, stage.adapter, seed=stage.train.seed)
+    else:
+        peft_model = load_adapter(base.model, Path(stage.adapter.path), trainable=True)
     proofs.lines.append(prove_adapters_off(peft_model, before, ids))
     return proofs, peft_model
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from stylora.forest import Anchors, Sample
 
@@ -25,7 +25,7 @@ from stylora.forest import Anchors, Sample
 class Kl(BaseModel, frozen=True, extra="forbid"):
     """How strongly the model is held to its reference while it learns, and where.
 
-    beta: how much the divergence counts beside the cross-entropy; 0.05 is light, 0.2 strong; 0 skips the reference altogether
+    beta: how much the divergence counts beside the cross-entropy; 0 skips the reference altogether
     reference: `base` all adapters off; `frozen` only the trainable adapter off. With a single adapter both are the base
     direction: `forward` KL(reference || model), which keeps all the reference finds likely; `reverse` KL(model || reference), which
         keeps the model from what the reference finds unlikely
@@ -41,6 +41,12 @@ class Kl(BaseModel, frozen=True, extra="forbid"):
     on: Literal["edges", "all", "general"] = "edges"
     sample: float = Field(default=1.0, gt=0, le=1)
     drop_gold: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def on_is_a_word(cls, values: object) -> object:
+        """YAML 1.1 reads a bare `on` as true, keys too; nobody means that here."""
+        return {"on" if key is True else key: value for key, value in values.items()} if isinstance(values, dict) else values
 
 
 def add_anchors(sample: Sample, kl: Kl, *, general: bool, rng: np.random.Generator) -> Sample:

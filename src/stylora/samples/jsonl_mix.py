@@ -1,8 +1,9 @@
 """`stylora data mix`: a folder of novels and a general text -> one shuffled JSONL, in the form of the `mix_data.py` people know.
 
 Rows are `{"text", "source", "file"}`: a passage of bounded length cut at paragraph borders, the book's name (or `general`), and the file it
-came from. The share of general text is a share of characters, or of tokens where a tokenizer is given; a count of paragraphs, as
-`mix_data.py` took it, says nothing where a novel without blank lines is one paragraph.
+came from. Each line of a general .txt is a text of its own, which no passage runs across, as `mix_data.py` has them. The share of general
+text is a share of characters, or of tokens where a tokenizer is given; a count of paragraphs, as `mix_data.py` took it, says nothing where
+a novel without blank lines is one paragraph.
 
 Recipes do not need this file: they mix by themselves, by tokens and afresh each epoch. Knows no splits and no windows.
 """
@@ -13,7 +14,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -22,7 +23,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from stylora.corpus.clean import Cleaning
-from stylora.corpus.document import FileReport
+from stylora.corpus.document import Document, FileReport
 from stylora.corpus.read import find_files, read_documents
 from stylora.errors import UserError
 
@@ -80,9 +81,9 @@ def write_mix(
         with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent, ignore_cleanup_errors=True) as folder:
             temporary = Path(folder)
             with (temporary / "style").open("w+b") as one, (temporary / "general").open("w+b") as other:
-                style = _spool(one, _rows(novels, None, passage, cleaning, reports), tokenizer)
-                wanted = general if general_ratio else []
-                background = _spool(other, _rows(wanted, "general", passage, cleaning, reports), tokenizer)
+                style = _spool(one, _rows(read_documents(novels, cleaning, reports=reports), None, passage), tokenizer)
+                passed = read_documents(general, cleaning, lines=True, reports=reports) if general and general_ratio else ()
+                background = _spool(other, _rows(passed, "general", passage), tokenizer)
                 rng = np.random.default_rng(seed)
                 picked = _pick(background.sizes, general_ratio / (1 - general_ratio) * style.sizes.sum(), general_repeat, rng)
                 _copy(temporary / "mix", style, background, picked, rng)
@@ -111,13 +112,10 @@ def passages(text: str, size: int) -> Iterator[str]:
         at = end
 
 
-def _rows(
-    files: list[Path], source: str | None, size: int, cleaning: Cleaning, reports: list[FileReport]
-) -> Iterator[tuple[str, dict[str, str]]]:
-    if files:
-        for document in read_documents(files, cleaning, reports=reports):
-            for text in passages(document.text, size):
-                yield text, {"text": text, "source": source or document.source, "file": document.origin}
+def _rows(documents: Iterable[Document], source: str | None, size: int) -> Iterator[tuple[str, dict[str, str]]]:
+    for document in documents:
+        for text in passages(document.text, size):
+            yield text, {"text": text, "source": source or document.source, "file": document.origin}
 
 
 def _spool(file: BinaryIO, rows: Iterator[tuple[str, dict[str, str]]], tokenizer: Tokenizer | None) -> _Spool:

@@ -19,7 +19,7 @@ Paths = str | tuple[str, ...]
 Share = Annotated[float, Field(ge=0, lt=1)]
 _BOTH = {"format", "train", "validation", "seed"}
 _TEXT = _BOTH | {
-    "general", "general_validation", "general_ratio", "general_repeat", "window", "overlap", "min_window", "cleaning",
+    "general", "general_lines", "general_validation", "general_ratio", "general_repeat", "window", "overlap", "min_window", "cleaning",
 }  # fmt: skip
 READ_BY: dict[str, set[str]] = {
     "novels": _TEXT, "text": _TEXT, "chat": _BOTH | {"max_length", "turns", "chat_template_kwargs"},
@@ -48,6 +48,7 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
         chapters; of a single source of rows, rows by seed; of conversations whole ones by seed, equal rows together. A list names
         books or files, for chat files of conversations. 0 holds out nothing
     general: files or folders of ordinary text that keep the base from forgetting; None for none
+    general_lines: is each line of general .txt files a passage of its own, as older recipes have them? Otherwise a file is one text
     general_validation: what of the general text is held out, as in `validation`; measures forgetting
     general_ratio: share of an epoch's training TOKENS that are general, 0 <= r < 1; 0 uses general text for validation only. Must be
         given with `general`, and only then. 0.05 to 0.1 is customary
@@ -69,6 +70,7 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     train: Paths | dict[str, Style]
     validation: Share | tuple[str, ...] = 0.05
     general: Paths | None = None
+    general_lines: bool = False
     general_validation: Share | tuple[str, ...] = 0.05
     general_ratio: float | None = None
     general_repeat: bool = False

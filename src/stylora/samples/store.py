@@ -87,24 +87,25 @@ class TokenStore:
 
 def open_store(
     inputs: Sequence[str], *, cleaning: Cleaning, tokenizer: Tokenizer, tokenizer_hash: str, chapters: bool, words: bool, cache: Path,
-    progress: Progress | None = None,
+    lines: bool = False, progress: Progress | None = None,
 ) -> TokenStore:  # fmt: skip
     """Open the token cache of these inputs, writing it first if it is not there.
 
     inputs: files, folders or hub datasets, as for `read_documents`
     chapters: one piece per chapter instead of one per document, each encoded by itself
     words: also mark where jieba's words begin
+    lines: each line of a .txt is a document of its own
     progress: called with (bytes read, bytes in all) as files are done
     Raises UserError for inputs without text and for a full disk; then nothing is left behind.
     """
     files = find_files([path for path in inputs if not path.startswith(HUB)])
-    key = _key(files, [path for path in inputs if path.startswith(HUB)], cleaning, tokenizer_hash, chapters, words)
+    key = _key(files, [path for path in inputs if path.startswith(HUB)], cleaning, tokenizer_hash, chapters, words, lines)
     folder = cache / key
     numbers = {file.as_posix(): str(number) for number, file in enumerate(files)}
     if not folder.is_dir():
         total = sum(file.stat().st_size for file in files)
         reports: list[FileReport] = []
-        documents = read_documents(inputs, cleaning, reports=reports)
+        documents = read_documents(inputs, cleaning, lines=lines, reports=reports)
         parts = _parts(documents, chapters, _has_border(tokenizer))
 
         def step() -> None:
@@ -135,14 +136,14 @@ def report_row(report: FileReport) -> dict[str, Any]:
 
 
 def _key(
-    files: list[Path], hub: list[str], cleaning: Cleaning, tokenizer_hash: str, chapters: bool, words: bool
+    files: list[Path], hub: list[str], cleaning: Cleaning, tokenizer_hash: str, chapters: bool, words: bool, lines: bool
 ) -> str:
     """Hex BLAKE2b-128 of everything the store depends on."""
     state = blake2b(digest_size=16)
     code = [Path(__file__), *sorted(Path(stylora.corpus.__path__[0]).glob("*.py"))]
     for path in [*code, *files]:
         state.update(json.dumps([path.name, _content(path)]).encode())
-    settings = [[_hub_revision(spec) for spec in hub], cleaning.model_dump(), tokenizer_hash, chapters, words]
+    settings = [[_hub_revision(spec) for spec in hub], cleaning.model_dump(), tokenizer_hash, chapters, words, lines]
     state.update(json.dumps(settings, sort_keys=True).encode())
     return state.hexdigest()
 

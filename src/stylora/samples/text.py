@@ -227,7 +227,8 @@ def prepare_text(
     stores = [
         open_store(
             paths, cleaning=data.cleaning, tokenizer=tokenizer, tokenizer_hash=tokenizer_hash,
-            chapters=part == "style" and data.format == "novels", words=words, cache=cache, progress=progress,
+            chapters=part == "style" and data.format == "novels", words=words, lines=part == "general" and data.general_lines, cache=cache,
+            progress=progress,
         )
         for part, _, _, paths, _ in wanted
     ]  # fmt: skip

@@ -91,6 +91,7 @@ class Progress:
     evaluated: whether the measurement due at this step stands in the logs
     samples, tokens, forest_tokens: trained so far, by all processes
     unlogged_loss: sum of the losses since the step last logged, logged_step
+    unlogged_parts: likewise of its cross-entropy and its divergence from the reference, and the number of these steps
     losses: of the last steps; waited: measurements since the best one; stopped: ended early, so there is nothing to go on with
     rate: what the schedule's learning rate is multiplied by: 1, halved by every roll-back
     """
@@ -101,6 +102,7 @@ class Progress:
     forest_tokens: int = 0
     unlogged_loss: float = 0.0
     logged_step: int = 0
+    unlogged_parts: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
     losses: list[float] = field(default_factory=list)
     waited: int = 0
     stopped: bool = False
@@ -187,19 +189,26 @@ class ForestTrainer(Trainer):
     ) -> Tensor:
         """Loss and gradient of one optimizer step: sum(w * CE) / W over all its micro-batches, on all processes."""
         model.train()
-        total = torch.zeros((), device=self.args.device)
+        sums = torch.zeros(3, device=self.args.device)  # of the loss, its cross-entropy, its divergence
+        kl = self.forest_model.kl
         for number, batch in enumerate(inputs.batches):
             # dropout depends on (seed, step, process, micro-batch) alone, not on what else drew random numbers before
             torch.manual_seed(dropout_seed(self.args.seed, self.state.global_step, self.steps.rank, number))
             last = number == len(inputs.batches) - 1
-            tensors = to_tensors(batch, self.args.device, divisor=inputs.weight)
+            tensors = to_tensors(
+                batch, self.args.device, divisor=inputs.weight, anchor_divisor=inputs.anchor_weight or 1.0,
+                drop_gold=kl is not None and kl.drop_gold,
+            )  # fmt: skip
             with torch.enable_grad(), nullcontext() if last else self.accelerator.no_sync(model=model):
                 with self.compute_loss_context_manager():
                     loss = model(tensors)
                 self.accelerator.backward(loss * self.steps.ranks)  # DDP takes the mean over processes where we want the sum
-            total += loss.detach()
-        loss_sum, forest_tokens = summed(np.array([total.item(), inputs.forest_tokens], np.float64))
+            sums += torch.stack([loss.detach(), self.forest_model.last_ce, self.forest_model.last_kl])
+        loss_sum, *parts, forest_tokens = summed(np.array([*sums.tolist(), inputs.forest_tokens], np.float64))
         self._check(float(loss_sum))
+        self.progress.unlogged_parts = [
+            before + float(part) for before, part in zip(self.progress.unlogged_parts, [*parts, 1], strict=True)
+        ]
         self.progress.samples += inputs.samples
         self.progress.tokens += inputs.tokens
         self.progress.forest_tokens += int(forest_tokens)
@@ -279,7 +288,13 @@ class ForestTrainer(Trainer):
             self.progress.stopped = self.control.should_training_stop = self.control.should_save = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds the epoch: ours, since `Steps` runs through all of them as one."""
+        """Adds the epoch: ours, since `Steps` runs through all of them as one; and the loss's parts, means over the same steps."""
+        kl = self.forest_model.kl
+        if "loss" in logs and kl is not None and kl.beta:
+            *parts, steps = self.progress.unlogged_parts
+            ce, divergence = (part / steps for part in parts)
+            logs |= {"ce": ce, "kl": divergence, "kl_share": kl.beta * divergence / (ce + kl.beta * divergence)}
+            self.progress.unlogged_parts = [0.0, 0.0, 0]
         self.state.epoch = self.state.global_step / self.steps.per_epoch
         super().log(logs, start_time)
 
