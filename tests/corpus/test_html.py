@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stylora.corpus.html import BadEpub, epub_members, html_to_text, looks_like_html
@@ -72,6 +72,10 @@ def test_escaped_paragraphs_come_back(paragraphs: list[str]) -> None:
     assert html_to_text(markup) == "\n".join(" ".join(p.split()) for p in paragraphs)
 
 
+@example("<![;")
+@example("<![if")
+@example("<![CDATA[甲]]>乙")
+@example("<![nonsense x]>乙")
 @given(st.text(alphabet="<>/!-&;#px 中\n\"'[]?", max_size=80))
 @settings(deadline=None, max_examples=200)
 def test_any_markup_is_read(markup: str) -> None:

@@ -96,8 +96,9 @@ class Runs:
         self.context.set_forkserver_preload(["stylora.cli", "stylora.run.start", "stylora.run.train", "stylora.samples.store"])
 
     def start(
-        self, out: Path, *overrides: str, moment: str = "", do: str = "", cache: Path | None = None, environment: dict[str, str] | None = None
-    ):
+        self, out: Path, *overrides: str, moment: str = "", do: str = "", cache: Path | None = None,
+        environment: dict[str, str] | None = None,
+    ):  # fmt: skip
         """A process that trains into `out`; at `moment` it does `do` to itself."""
         self.log = self.folder / "log.txt"
         arguments = ["train", str(self.recipe), f"output_dir={out}", *overrides]

@@ -47,7 +47,7 @@ def curve(stage: Path) -> list[dict]:
     return [row for row in rows if "train_runtime" not in row]
 
 
-@pytest.mark.parametrize("way", list(WAYS))
+@pytest.mark.parametrize("way", [pytest.param(way, marks=pytest.mark.slow) if "three" in way else way for way in WAYS])
 def test_one_curve(runs, straight, tmp_path, way):
     overrides, stop, processes = (WAYS[way].get(key, other) for key, other in (("overrides", []), ("stop", ""), ("processes", 1)))
     if stop:

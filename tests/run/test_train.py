@@ -329,6 +329,65 @@ def test_files_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "旧"
 
 
+# --- longer, and the best -----------------------------------------------------------------------------------------------------------------
+
+
+CONSTANT = ["train.max_steps=-1", "train.lr_scheduler_type=constant", "train.warmup_steps=0", "train.eval_strategy=epoch",
+            "train.save_strategy=epoch", "train.samples_per_step=16"]  # fmt: skip
+
+
+def rows(stage: Path) -> list[dict]:
+    lines = (stage / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if "train_runtime" not in row]
+
+
+def test_an_extended_run_is_the_longer_run(books, cache, tmp_path):
+    """Under a constant rate bit for bit; asked for twice it is done already; until it ends the shorter one's adapter stays in use."""
+    short = recipe(books, tmp_path / "x", *CONSTANT, "train.num_train_epochs=1")
+    one = rerun(short, cache)
+    extended = rerun(short, cache, extend=1)
+    straight = rerun(recipe(books, tmp_path / "two", *CONSTANT, "train.num_train_epochs=2"), cache)
+    assert extended.steps == straight.steps == 2 * one.steps
+    for file in ("adapter/adapter_model.safetensors", "held_out.jsonl", "samples.jsonl"):
+        assert (extended.folder / file).read_bytes() == (straight.folder / file).read_bytes(), file
+    assert rows(extended.folder) == rows(straight.folder)
+    assert len(extended.held_out) == 3 and open_model(str(extended.folder), FP32).adapter == extended.folder / "adapter"
+    assert rerun(short, cache, extend=1) is None
+    with pytest.raises(UserError, match=r"num_train_epochs 2.0 there, 1.0 here"):
+        rerun(short, cache)
+
+
+def test_extending_needs_a_run_that_goes_by_epochs(finished, books, cache, tmp_path):
+    with pytest.raises(UserError, match="--extend: got no run in .*, expected a finished run; train it first"):
+        rerun(recipe(books, tmp_path / "x", *CONSTANT), cache, extend=1)
+    with pytest.raises(UserError, match="--extend: got a recipe with train.max_steps 2, expected one that goes by epochs"):
+        rerun(finished.recipe, cache, extend=1)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_run_ends_with_the_best_adapter(books, cache, tmp_path):
+    """At a rate that spoils what it learns the best is not the last; each measurement is saved here, to compare."""
+    settings = ["train.max_steps=6", "train.eval_steps=1", "train.save_steps=1", "train.save_total_limit=10", "train.learning_rate=0.03"]
+    outcome = rerun(recipe(books, tmp_path / "x", *settings, "train.metric_for_best_model=eval_style"), cache)
+    losses = [found["style"].loss for found in outcome.held_out]
+    best = min(range(1, 7), key=lambda step: losses[step])
+    assert best != 6, losses
+    ours = (outcome.folder / "adapter" / "adapter_model.safetensors").read_bytes()
+    kept = outcome.folder / "checkpoints"
+    assert ours == (kept / f"checkpoint-{best}" / "adapter_model.safetensors").read_bytes()
+    assert ours != (kept / "checkpoint-6" / "adapter_model.safetensors").read_bytes()
+
+
+def test_it_can_end_early_and_a_longer_run_goes_on(books, cache, tmp_path):
+    settings = [*CONSTANT, "train.num_train_epochs=6", "train.learning_rate=0.03", "train.metric_for_best_model=loss"]
+    described = recipe(books, tmp_path / "x", *settings, "train.early_stopping_patience=1")
+    outcome = rerun(described, cache)
+    ended = outcome.steps
+    assert ended < len(outcome.held_out) * 100 and ended < 6 * 6 and rerun(described, cache) is None
+    longer = rerun(described, cache, extend=1)
+    assert longer.steps > ended
+
+
 # --- refused before anything is written ---------------------------------------------------------------------------------------------------
 
 Usage = namedtuple("Usage", "total used free")

@@ -52,6 +52,10 @@ def html_to_text(markup: str) -> str:
     return parser.text()
 
 
+SECTION = re.compile(r"<!\[(temp|cdata|ignore|include|rcdata|if|else|endif)(?![\w.-])", re.IGNORECASE)
+"""Python's parser fails an assertion on any other"""
+
+
 class _Text(HTMLParser):
     """Collects lines; `dropped` counts the open elements whose content nobody sees."""
 
@@ -86,6 +90,12 @@ class _Text(HTMLParser):
             self.preformatted -= 1
         elif tag in BLOCKS:
             self.end_line()
+
+    def parse_marked_section(self, i: int, report: bool = True) -> int:
+        """`<![...`: the sections that SGML knows, and for anything else what browsers see, a comment up to the next `>`."""
+        if SECTION.match(self.rawdata, i):
+            return super().parse_marked_section(i, report)
+        return self.parse_bogus_comment(i, report)
 
     def handle_data(self, data: str) -> None:
         if self.dropped:

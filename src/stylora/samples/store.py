@@ -27,12 +27,14 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from filelock import FileLock
 from tokenizers import Encoding, Tokenizer
 
 import stylora.corpus
@@ -89,7 +91,7 @@ def open_store(
     inputs: Sequence[str], *, cleaning: Cleaning, tokenizer: Tokenizer, tokenizer_hash: str, chapters: bool, words: bool, cache: Path,
     lines: bool = False, progress: Progress | None = None,
 ) -> TokenStore:  # fmt: skip
-    """Open the token cache of these inputs, writing it first if it is not there.
+    """Open the token cache of these inputs, writing it first if it is not there; of several processes one writes and the others wait.
 
     inputs: files, folders or hub datasets, as for `read_documents`
     chapters: one piece per chapter instead of one per document, each encoded by itself
@@ -114,8 +116,12 @@ def open_store(
 
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(prefix=f"{key}.", dir=cache, ignore_cleanup_errors=True) as temporary:
-                written = Path(temporary) / "store"
+            with ExitStack() as stack:
+                stack.enter_context(_alone(cache / f".{key}.lock"))
+                if folder.is_dir():  # another process wrote it while this one waited
+                    return _open(folder, words, {number: path for path, number in numbers.items()})
+                temporary = tempfile.TemporaryDirectory(prefix=f"{key}.", dir=cache, ignore_cleanup_errors=True)
+                written = Path(stack.enter_context(temporary)) / "store"
                 written.mkdir()
                 _write(written, parts, _whole(tokenizer), words, numbers, step)
                 _write_rows(written / "reports.jsonl", ({**report_row(r), "path": _renamed(r.path, numbers)} for r in reports))
@@ -128,6 +134,17 @@ def open_store(
                 do="free some space or put the cache elsewhere",
             ) from problem  # fmt: skip
     return _open(folder, words, {number: path for path, number in numbers.items()})
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Hold the lock. Whoever waits for it meanwhile finds the store written."""
+    try:
+        with FileLock(lock):
+            yield
+    finally:
+        with suppress(PermissionError):  # Windows: another process has it open
+            lock.unlink(missing_ok=True)
 
 
 def report_row(report: FileReport) -> dict[str, Any]:

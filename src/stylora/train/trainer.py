@@ -30,7 +30,7 @@ from stylora.errors import UserError
 from stylora.model.adapter import restore_adapter, save_adapter
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel, to_tensors
-from stylora.model.processes import summed, wait_for_all
+from stylora.model.processes import agreed, summed, wait_for_all
 
 from .checkpoint import Checkpoint, rotate, write_checkpoint
 from .interruption import Interrupted, Interruption
@@ -92,7 +92,8 @@ class Progress:
     samples, tokens, forest_tokens: trained so far, by all processes
     unlogged_loss: sum of the losses since the step last logged, logged_step
     unlogged_parts: likewise of its cross-entropy and its divergence from the reference, and the number of these steps
-    losses: of the last steps; waited: measurements since the best one; stopped: ended early, so there is nothing to go on with
+    losses: of the last steps; waited: measurements since the best one
+    stopped: the number of steps of a run that was ended early, so that there is nothing to go on with unless it is made longer; else 0
     rate: what the schedule's learning rate is multiplied by: 1, halved by every roll-back
     """
 
@@ -105,7 +106,7 @@ class Progress:
     unlogged_parts: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
     losses: list[float] = field(default_factory=list)
     waited: int = 0
-    stopped: bool = False
+    stopped: int = 0
     rate: float = 1.0
 
 
@@ -156,6 +157,8 @@ class ForestTrainer(Trainer):
         if rate is not None:
             self.progress.rate = rate
         wait_for_all()  # nobody writes logs before they are cut
+        if self.progress.stopped not in (0, len(self.steps)):
+            self.progress.stopped = self.progress.waited = 0
         if self.progress.stopped:
             assert checkpoint is not None
             self.state = TrainerState.load_from_json(str(checkpoint.path / TRAINER_STATE_NAME))
@@ -258,6 +261,7 @@ class ForestTrainer(Trainer):
             raise
         finally:
             self.forest_model.train(was_training)
+        metrics = agreed(metrics)  # what follows from them is decided once
         self.log(dict(metrics))
         self.progress.evaluated = True
         self._judge({name.removeprefix("eval_"): value for name, value in metrics.items()})
@@ -285,7 +289,8 @@ class ForestTrainer(Trainer):
         # as transformers' EarlyStoppingCallback counts: small gains are kept, but waiting goes on
         self.progress.waited = 0 if gain > self.settings.early_stopping_threshold else self.progress.waited + 1
         if self.settings.early_stopping_patience and self.progress.waited >= self.settings.early_stopping_patience:
-            self.progress.stopped = self.control.should_training_stop = self.control.should_save = True
+            self.progress.stopped = len(self.steps)
+            self.control.should_training_stop = self.control.should_save = True
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the epoch: ours, since `Steps` runs through all of them as one; and the loss's parts, means over the same steps."""
