@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +58,10 @@ def user_errors() -> Iterator[None]:
 
 
 def _fail(message: str) -> None:
+    from stylora.model.processes import rank
+
+    if rank():  # what all processes meet the first one tells, and whoever started them ends the others; what only this one met, it tells
+        time.sleep(2)
     Console(stderr=True, soft_wrap=True).print(f"[red]error:[/red] {_escaped(message)}", highlight=False)
     sys.exit(2)
 

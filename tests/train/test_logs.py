@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from stylora.train.logs import MetricsFile, append_line, cut_back, log_sizes, read_lines
 
-NAMES = ["metrics.jsonl", "held_out.jsonl", "样本.jsonl", "events.out.tfevents.1.host"]
+NAMES = ["metrics.jsonl", "held_out.jsonl", "samples.jsonl", "events.out.tfevents.1.host"]
 ROWS = st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8), max_size=3)
 LINES = st.lists(st.tuples(st.sampled_from(NAMES), ROWS), max_size=8)
 
@@ -72,13 +72,13 @@ def test_cutting_back_restores_every_byte(before, after, broken):
 def test_only_logs_are_logs(tmp_path):
     append_line(tmp_path / "metrics.jsonl", {"step": 1})
     sizes = log_sizes(tmp_path)
-    others = {"recipe.yaml": "a: 1", "metrics.json": "{}", "notes.txt": "x", "stack.json": "{}"}
+    others = {"recipe.yaml": "a: 1", "metrics.json": "{}", "notes.jsonl": "{}\n", "stack.json": "{}"}
     for name, content in others.items():
         (tmp_path / name).write_text(content, encoding="utf-8")
     (tmp_path / "checkpoints").mkdir()
     append_line(tmp_path / "checkpoints" / "x.jsonl", {"step": 2})
     append_line(tmp_path / "metrics.jsonl", {"step": 2})
-    (tmp_path / "late.jsonl").write_text("{}\n", encoding="utf-8")
+    (tmp_path / "samples.jsonl").write_text("{}\n", encoding="utf-8")
     (tmp_path / "events.out.tfevents.2.host").write_bytes(b"late")
     cut_back(tmp_path, sizes)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*others, "checkpoints", "metrics.jsonl"])

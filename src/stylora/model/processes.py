@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from stylora.errors import UserError
+
 if TYPE_CHECKING:
     from .device import Device
 
@@ -34,19 +36,27 @@ def ranks() -> int:
 
 
 def join_processes(device: Device) -> str | None:
-    """Meet the other processes; each takes the GPU of its LOCAL_RANK. Returns a line for the start-up print, None for one process."""
-    if ranks() == 1:
-        return None
+    """Meet the other processes; each takes the GPU of its LOCAL_RANK. Returns a line for the start-up print, None if there is no choice.
+
+    Raises UserError for more processes than GPUs.
+    """
     import torch
     import torch.distributed as dist
 
-    off = []
-    if device.device.type == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-        off = quiet_nccl([torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())])
-    backend = "nccl" if device.device.type == "cuda" else "gloo"
-    if not dist.is_initialized():
+    if ranks() == 1:
+        unused = torch.cuda.device_count() - 1
+        return f"1, and {unused} of {unused + 1} GPUs idle; --nproc {unused + 1} uses them all" if unused > 0 else None
+    if device.device.type != "cuda":
+        backend, off = "gloo", []
         dist.init_process_group(backend, timeout=PATIENCE)
+    else:
+        gpus, here = torch.cuda.device_count(), int(os.environ.get("LOCAL_WORLD_SIZE", ranks()))
+        if here > gpus:
+            raise UserError("--nproc", got=f"{here} processes", expected=f"at most {gpus}, one for each GPU of this machine")
+        own = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(own)
+        backend, off = "nccl", quiet_nccl([torch.cuda.get_device_name(number) for number in range(gpus)])
+        dist.init_process_group(backend, timeout=PATIENCE, device_id=own)
     return f"{ranks()} processes, {backend}" + (f"; GeForce 40/50 cards: set {' '.join(off)}" if off else "")
 
 

@@ -65,7 +65,8 @@ class StageFolder:
 
     def is_empty(self) -> bool:
         """Nothing lies there yet."""
-        return not self.path.exists() or all(entry.name == LOCK for entry in self.path.iterdir())
+        ours = (LOCK, f"{self.recipe.name}.tmp")  # the latter where a process was killed as it began
+        return not self.path.exists() or all(entry.name in ours for entry in self.path.iterdir())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +142,11 @@ def _is_longer(recipe: Recipe, there: Recipe) -> bool:
 
 
 def _done_with(stage: StageFolder, recipe: Recipe) -> bool:
-    """Was exactly this recipe carried out to its end?"""
-    return stage.stack.is_file() and json.loads(stage.stack.read_text(encoding="utf-8")).get("recipe") == recipe_hash(recipe)
+    """Was exactly this recipe carried out to its end? A stack.json that can't be read, as a power cut may leave it, says no."""
+    try:
+        return stage.stack.is_file() and json.loads(stage.stack.read_text(encoding="utf-8")).get("recipe") == recipe_hash(recipe)
+    except (UnicodeDecodeError, json.JSONDecodeError):
+        return False
 
 
 def recipe_hash(recipe: Recipe, *, epochs: bool = True) -> str:
@@ -210,6 +214,8 @@ def publish(stage: StageFolder, write: Callable[[Path], None]) -> None:
     write(part)
     stage.adapter.mkdir(exist_ok=True)
     for file in part.iterdir():
+        if file.is_dir():  # a folder of chat templates, which no call replaces
+            shutil.rmtree(stage.adapter / file.name, ignore_errors=True)
         os.replace(file, stage.adapter / file.name)
     part.rmdir()
 
@@ -223,8 +229,9 @@ def write_stack(stage: StageFolder, recipe: Recipe, *, base_fingerprint: dict[st
 
 
 def adapter_hash(folder: Path) -> str:
-    """Hash of the adapter's weights."""
-    return hash_file(folder / "adapter_model.safetensors")
+    """Hash of the adapter's weights, in either of PEFT's formats."""
+    names = ("adapter_model.safetensors", "adapter_model.bin")
+    return hash_file(next(path for path in (folder / name for name in names) if path.is_file()))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from stylora.evaluate.held_out import HeldOut, measure, precision_context
 from stylora.generate.decode import generate
@@ -53,7 +54,8 @@ def evaluators(stage: Stage, folder: Path, base: Base, data: TextData | ChatData
         with precision_context(device.device, device.dtype):
             found = {
                 part: measure(model, samples, data.validation_characters[part], tokens_at_once=stage.train.tokens_per_microbatch)
-                for part, samples in data.validation_samples.items() if samples
+                for part, samples in data.validation_samples.items()
+                if any(len(sample.edges.weight) for sample in samples)  # a passage of one token predicts nothing
             }  # fmt: skip
         if rank() == 0:
             append_line(folder / HELD_OUT, {"step": step} | {part: figures.as_json() for part, figures in found.items()})
@@ -65,7 +67,7 @@ def evaluators(stage: Stage, folder: Path, base: Base, data: TextData | ChatData
                 answers = generate(model.model, base.tokenizer, stage.prompts, stage.sampling)
             append_line(folder / SAMPLES, {"step": step, "samples": {answer.prompt: answer.text for answer in answers}})
             for answer in answers:
-                console.print(f"  [bold]{answer.prompt}[/bold]", end="", highlight=False)
+                console.print(f"  [bold]{escape(answer.prompt)}[/bold]", end="", highlight=False)
                 console.print(answer.text, markup=False, highlight=False)
         wait_for_all()
         return {}

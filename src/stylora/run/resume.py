@@ -61,7 +61,7 @@ def open_folder(
         )  # fmt: skip
     sweep(folder.checkpoints, checkpoint.step)
     keep_recipe(folder, recipe)  # with more epochs it is another one
-    console.print(f"resume     from {checkpoint.path}")
+    console.print(f"resume     from {checkpoint.path}", markup=False, highlight=False)
     return checkpoint
 
 

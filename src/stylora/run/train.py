@@ -33,7 +33,7 @@ from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.chat_data import ChatData
 from stylora.samples.objective import check_vocabulary, read_vocabulary
 from stylora.samples.text import TextData
-from stylora.train.checkpoint import disk_trouble, steps_there
+from stylora.train.checkpoint import disk_trouble, find_checkpoint
 from stylora.train.interruption import Interrupted, Interruption
 from stylora.train.logs import MetricsFile
 from stylora.train.progress import ProgressDisplay, memory_share
@@ -81,7 +81,7 @@ def train(
     claim = claim_stage(run_folder(recipe, name), recipe, force=force, extend=bool(extend))
     stage, folder = recipe.stages[0], claim.stage
     if claim.state == "done":
-        console.print(f"done already: {folder.path} (--force trains again, --extend N goes on for N epochs)")
+        console.print(f"done already: {folder.path} (--force trains again, --extend N goes on for N epochs)", markup=False)
         return None
     check_trackers(stage.train.report_to)
     start = stage.adapter.path
@@ -103,26 +103,37 @@ def train(
             leave_processes()
             raise
         except (OSError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                advice = out_of_memory_advice(stage.train.tokens_per_microbatch, stage.data.window, stage.train.gradient_checkpointing)
-                raise TrainingStopped(f"{advice}; {what_is_kept(folder)}") from error
-            if lost_peer(error):  # whoever started us says more
-                raise TrainingStopped(f"another process ended; {what_is_kept(folder)}") from error
-            trouble = disk_trouble(error)
-            if trouble is None:
+            told = in_words(error, stage, folder)
+            if told is None:
                 raise
-            where = getattr(error, "filename", None) or str(folder.path)
-            raise UserError(where, got=trouble, expected="room for what the run writes", do=f"make room; {what_is_kept(folder)}") from error
+            raise told from error
     leave_processes()
     outcome.seconds = time.perf_counter() - started
-    console.print(f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora generate {folder.path} --prompt 剑光一闪")
+    saved = f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora generate {folder.path} --prompt 剑光一闪"
+    console.print(saved, markup=False)
     return outcome
+
+
+def in_words(error: Exception, stage: Stage, folder: StageFolder) -> TrainingStopped | UserError | None:
+    """What ended the training, as the user should read it: memory, another process, the disk. None where it is none of these."""
+    kept = what_is_kept(folder)
+    if isinstance(error, torch.OutOfMemoryError):
+        settings = stage.train
+        advice = out_of_memory_advice(settings.tokens_per_microbatch, stage.data.window, settings.gradient_checkpointing)
+        return TrainingStopped(f"{advice}; {kept}")
+    if lost_peer(error):  # whoever started us says more
+        return TrainingStopped(f"another process ended; {kept}")
+    trouble = disk_trouble(error)
+    if trouble is None:
+        return None
+    where = getattr(error, "filename", None) or str(folder.path)
+    return UserError(where, got=trouble, expected="room for what the run writes", do=f"make room; {kept}")
 
 
 def what_is_kept(folder: StageFolder) -> str:
     """What the same command will do after this run stopped."""
-    last = next(iter(steps_there(folder.checkpoints)), None)
-    return "the same command starts again" if last is None else f"checkpoint-{last} is whole, the same command goes on from there"
+    last, _ = find_checkpoint(folder.checkpoints)
+    return f"{last.path.name} is whole, the same command goes on from there" if last else "the same command starts again"
 
 
 def longer(recipe: Recipe, epochs: float) -> Recipe:
@@ -154,7 +165,7 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
     check_vocabulary(stage.objective, vocabulary)
     check_window(stage, base.context)
     attention = base.model.config._attn_implementation
-    console.print(f"base       {recipe.base}: {type(base.model).__name__}, {device.why}, attention {attention}")
+    console.print(f"base       {recipe.base}: {type(base.model).__name__}, {device.why}, attention {attention}", markup=False)
     base_fingerprint = fingerprint(base)
     proofs, peft_model = prove_and_attach(base, stage)
     if isinstance(data, ChatData):

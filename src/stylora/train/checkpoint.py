@@ -51,14 +51,18 @@ def write_checkpoint(folder: Path, step: int, write: Callable[[Path], None], man
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
         write(part)
-        files = {file.name: {"bytes": file.stat().st_size, "hash": _flushed_hash(file)} for file in sorted(part.iterdir())}
+        there = [file for file in sorted(part.rglob("*")) if file.is_file()]  # a tokenizer of several chat templates has a folder for them
+        files = {file.relative_to(part).as_posix(): {"bytes": file.stat().st_size, "hash": _flushed_hash(file)} for file in there}
         (part / MANIFEST).write_bytes(_with_hash({"step": step, "files": files, **manifest}))
         _flushed_hash(part / MANIFEST)
         _flush_folder(part)
-        if path.exists():  # unsound, or about to be replaced by what was measured after it
-            _remove(path)
+        gone = folder / f".checkpoint-{step}.gone.part"
+        if path.exists():  # unsound, or about to be replaced by what was measured after it; deleted once the new one has its name
+            shutil.rmtree(gone, ignore_errors=True)
+            os.replace(path, gone)
         os.replace(part, path)
         _flush_folder(folder)
+        shutil.rmtree(gone, ignore_errors=True)
     except Exception as error:  # every library has its own for a full disk; what is about something else goes on up
         shutil.rmtree(part, ignore_errors=True)
         reason = disk_trouble(error)

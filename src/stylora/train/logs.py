@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+LINES = ("metrics.jsonl", "held_out.jsonl", "samples.jsonl")
 EVENTS = "events.out.tfevents.*"
 
 
@@ -51,7 +52,7 @@ def cut_back(folder: Path, sizes: dict[str, int]) -> None:
 
 
 def _logs(folder: Path) -> list[Path]:
-    return sorted([*folder.glob("*.jsonl"), *folder.glob(EVENTS)])
+    return sorted([*(folder / name for name in LINES if (folder / name).is_file()), *folder.glob(EVENTS)])
 
 
 class MetricsFile(TrainerCallback):

@@ -80,8 +80,9 @@ class Steps:
         samples = [self.build(index, epoch) for index in indices.tolist()]
         own = shares(samples, self.ranks)[self.rank]
         batches = pack(
-            own, tokens_per_microbatch=self.tokens_per_microbatch, row_tokens=self.row_tokens, share_prefixes=self.share_prefixes
-        )
+            own, tokens_per_microbatch=self.tokens_per_microbatch, row_tokens=self.row_tokens,
+            share_prefixes=self.share_prefixes and bool(own),  # a trie of no samples would be a row of no tokens
+        )  # fmt: skip
         return Step(
             batches=batches or [idle(samples)],
             weight=sum(float(sample.edges.weight.sum(dtype=np.float64)) for sample in samples),

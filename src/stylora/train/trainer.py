@@ -236,8 +236,8 @@ class ForestTrainer(Trainer):
         self.progress.losses = [*losses, loss][-SPIKE_WINDOW:]
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """One `Step`; the divisor it carries stands in for transformers' count of items."""
-        return [next(epoch_iterator)], None
+        """One `Step`, whose divisor stands in for transformers' count of items; none where a measurement made up for has ended the run."""
+        return [] if self.control.should_training_stop else [next(epoch_iterator)], None
 
     def floating_point_ops(self, inputs: Step) -> int:  # type: ignore[override]
         """Forward + backward without weight gradients of the frozen base: about 4 N a token."""
@@ -276,9 +276,10 @@ class ForestTrainer(Trainer):
         if name is None:
             return
         if name == "loss" and name not in metrics:
-            name = next(iter(metrics))
+            name = next(iter(metrics), name)
         if name not in metrics:
-            raise UserError("train.metric_for_best_model", got=repr(name), expected="one of: " + ", ".join(metrics))
+            known = "one of: " + ", ".join(metrics) if metrics else "held-out text to measure"
+            raise UserError("train.metric_for_best_model", got=repr(name), expected=known)
         if self.state.global_step == 0:
             return
         value, best = metrics[name], self.state.best_metric
