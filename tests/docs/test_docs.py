@@ -47,6 +47,7 @@ RUN = [page for page in PAGES if page.name != "README.zh-CN.md"]  # its blocks a
 LARGE = "Qwen/Qwen3-8B"
 BEGINNING = 1500  # characters of a book that are enough for every command
 TWO_STEPS = ["train.max_steps=2", "train.eval_strategy=no", "train.save_strategy=no", "sampling.max_new_tokens=4"]
+EPOCHS = ["train.num_train_epochs=0.3", "train.eval_strategy=no", "sampling.max_new_tokens=4"]  # for runs that are extended
 SHORT = {  # what is put behind a command so that it does not take long; a later value replaces an earlier one
     "train": TWO_STEPS, "demo": TWO_STEPS, "generate": ["--max-new-tokens", "4"],
 }  # fmt: skip
@@ -159,7 +160,8 @@ def stylora(words: list[str], patch: pytest.MonkeyPatch) -> None:
     words = [word.replace(LARGE, "tiny") for word in words]
     if words[0] == "demo":
         patch.setattr("stylora.run.demo.shipped_folder", Path.cwd)
-    patch.setattr(sys, "argv", ["stylora", *words, *SHORT.get(words[0], [])])
+    short = EPOCHS if "output_dir=runs/longer" in words else SHORT.get(words[0], [])
+    patch.setattr(sys, "argv", ["stylora", *words, *short])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code in (None, 0), words

@@ -131,3 +131,15 @@ def test_the_template_of_a_base_without_importing_it():
     tokenizer = AutoTokenizer.from_pretrained(TINY)
     assert chat_template("tiny") == tokenizer.chat_template
     assert special_tokens("tiny") == {"eos_token": tokenizer.eos_token, "pad_token": tokenizer.pad_token}
+
+
+def test_conversations_are_held_to_the_base_too(chat_recipe):
+    tokenizer = Tokenizer.from_file(str(TINY / "tokenizer.json"))
+    held = load_recipe(chat_recipe, ["objective={kl: {beta: 0.1, sample: 0.5}}"])
+    step, again = (plan_steps(held.stages[0], read_data(held, tokenizer), read_vocabulary(tokenizer), packs=True)[0] for _ in range(2))
+    assert 0 < step.anchor_weight == again.anchor_weight < step.weight
+    plain = load_recipe(chat_recipe)
+    assert plan_steps(plain.stages[0], read_data(plain, tokenizer), read_vocabulary(tokenizer), packs=True)[0].anchor_weight == 0
+    general = load_recipe(chat_recipe, ["objective={kl: {on: general}}"])
+    with pytest.raises(UserError, match="objective.kl.on: got general, expected edges or all"):
+        plan_steps(general.stages[0], read_data(general, tokenizer), read_vocabulary(tokenizer), packs=True)

@@ -388,6 +388,31 @@ def test_it_can_end_early_and_a_longer_run_goes_on(books, cache, tmp_path):
     assert longer.steps > ended
 
 
+def test_a_finished_run_without_checkpoints_is_not_lost_to_extend(books, cache, tmp_path):
+    described = recipe(books, tmp_path / "x", *CONSTANT, "train.num_train_epochs=0.1", "train.save_strategy=no")
+    before = snapshot(rerun(described, cache).folder)
+    with pytest.raises(UserError, match="got no sound checkpoint of the finished run"):
+        rerun(described, cache, extend=1)
+    assert snapshot(tmp_path / "x" / "style") == before
+
+
+def test_memory_settings_may_change_between_two_parts_of_a_run(finished, books):
+    same = recipe(books, Path(finished.recipe.output_dir), "train.tokens_per_microbatch=100", "train.gradient_checkpointing=true")
+    assert claim_stage(Path(finished.recipe.output_dir), same, force=False).state == "done"
+
+
+def test_a_damaged_best_checkpoint_costs_the_best_alone(books, cache, tmp_path):
+    settings = ["train.max_steps=6", "train.eval_steps=1", "train.save_steps=1", "train.save_total_limit=10", "train.learning_rate=0.03"]
+    described = recipe(books, tmp_path / "x", *settings, "train.metric_for_best_model=style")
+    stage = rerun(described, cache).folder
+    best = json.loads((stage / "checkpoints" / "checkpoint-6" / "trainer_state.json").read_text(encoding="utf-8"))["best_global_step"]
+    (stage / "stack.json").unlink()
+    (stage / "checkpoints" / f"checkpoint-{best}" / "adapter_model.safetensors").write_bytes(b"")
+    rerun(described, cache)
+    last = (stage / "checkpoints" / "checkpoint-6" / "adapter_model.safetensors").read_bytes()
+    assert (stage / "adapter" / "adapter_model.safetensors").read_bytes() == last
+
+
 # --- refused before anything is written ---------------------------------------------------------------------------------------------------
 
 Usage = namedtuple("Usage", "total used free")

@@ -247,3 +247,10 @@ def test_an_idle_batch_gives_every_weight_a_gradient_of_zero(masked, random_mode
     trained = [parameter for parameter in peft.parameters() if parameter.requires_grad]
     assert trained and all(parameter.grad is not None and not parameter.grad.any() for parameter in trained)
     assert all(parameter.grad is None for parameter in peft.parameters() if not parameter.requires_grad)
+
+
+def test_a_process_without_samples_is_idle_though_prefixes_are_shared():
+    """Five samples for eight processes: three of them have nothing to lay out as a trie."""
+    run = [steps(windows=5, samples_per_step=5, share_prefixes=True, rank=rank, ranks=8)[0] for rank in range(8)]
+    assert [len(step.batches) for step in run] == [1] * 8
+    assert sum(len(step.batches[0].edge_source) == 0 for step in run) == 3

@@ -16,7 +16,7 @@ from stylora.train.symptoms import out_of_memory_advice
 
 
 def dry_step(model: ForestModel, steps: Steps, device: Device, stage: Stage) -> float:
-    """Seconds an optimizer step will take about: forward and backward of the first step's first micro-batch, nothing learned.
+    """Seconds an optimizer step will take about: forward and backward of the first step's largest micro-batch, nothing learned.
 
     Raises UserError where it does not fit the memory.
     """

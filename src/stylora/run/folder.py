@@ -5,6 +5,7 @@
     metrics.jsonl      one JSON object a line; events.* for TensorBoard beside it
     held_out.jsonl     every held-out sample's loss at every evaluation
     samples.jsonl      the fixed prompts, continued at every evaluation
+    rejects.jsonl      rows of conversations that could not be used, where there are any
     checkpoints/       checkpoint-N: adapter, optimizer, scheduler, generators, manifest
     adapter/           the adapter in plain PEFT format, the tokenizer beside it
     stack.json         base and adapters with their hashes: what generate opens; written last, so it marks a finished stage
@@ -15,7 +16,6 @@ Runs from older recipes put checkpoints and adapter where those recipes expect t
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -118,9 +118,26 @@ def claim_stage(folder: Path, recipe: Recipe, *, force: bool, extend: bool = Fal
     return Claim(stage=stage, state="done" if _done_with(stage, recipe) else "resume")
 
 
+def longer(recipe: Recipe, epochs: float) -> Recipe:
+    """The recipe with so many more epochs. Raises UserError for one that counts steps."""
+    stage = recipe.stages[0]
+    if not epochs:
+        return recipe
+    if stage.train.max_steps > 0:
+        raise UserError("--extend", got=f"a recipe with train.max_steps {stage.train.max_steps}", expected="one that goes by epochs")
+    trained = stage.train.model_copy(update={"num_train_epochs": stage.train.num_train_epochs + epochs})
+    return recipe.model_copy(update={"stages": [stage.model_copy(update={"train": trained})]})
+
+
+NEUTRAL = ("tokens_per_microbatch", "gradient_checkpointing", "save_total_limit", "report_to")
+"""settings of `train` that may change between two parts of a run: they do not change what is learned"""
+
+
 def comparable(recipe: Recipe) -> dict[str, Any]:
-    """A recipe without where it is kept: a run that was moved is the same run."""
-    return recipe.model_dump(mode="json") | {"output_dir": None}
+    """A recipe without where it is kept, for a run that was moved is the same run, and without what does not change its result."""
+    values = recipe.model_dump(mode="json") | {"output_dir": None}
+    values["stages"][0]["train"] |= dict.fromkeys(NEUTRAL)
+    return values
 
 
 def difference(there: Any, here: Any, key: str = "") -> str:
@@ -142,19 +159,12 @@ def _is_longer(recipe: Recipe, there: Recipe) -> bool:
 
 
 def _done_with(stage: StageFolder, recipe: Recipe) -> bool:
-    """Was exactly this recipe carried out to its end? A stack.json that can't be read, as a power cut may leave it, says no."""
+    """Was the recipe carried out to its end? A stack.json that can't be read, as a power cut may leave it, says no."""
     try:
-        return stage.stack.is_file() and json.loads(stage.stack.read_text(encoding="utf-8")).get("recipe") == recipe_hash(recipe)
-    except (UnicodeDecodeError, json.JSONDecodeError):
+        epochs = json.loads(stage.stack.read_text(encoding="utf-8")).get("num_train_epochs")
+    except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
         return False
-
-
-def recipe_hash(recipe: Recipe, *, epochs: bool = True) -> str:
-    """Hex hash of what `comparable` gives. epochs: how many there are counts, too; without it a longer run is the same run."""
-    values = comparable(recipe)
-    if not epochs:
-        values["stages"][0]["train"]["num_train_epochs"] = None
-    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+    return epochs == recipe.stages[0].train.num_train_epochs and (stage.adapter / "adapter_model.safetensors").is_file()
 
 
 def _kept_recipe(stage: StageFolder) -> Recipe | None:
@@ -168,7 +178,8 @@ def _kept_recipe(stage: StageFolder) -> Recipe | None:
 def check_room(stage: StageFolder, need_bytes: int) -> None:
     """Raises UserError for a disk with less free space than the run will need at most."""
     parent = next(p for p in [stage.path, *stage.path.parents] if p.exists())
-    free = shutil.disk_usage(parent).free
+    ours = sum(file.stat().st_size for file in stage.path.rglob("*") if file.is_file())  # replaced, or part of what is needed
+    free = shutil.disk_usage(parent).free + ours
     if free < need_bytes:
         raise UserError(
             str(stage.path), got=f"{free / 2**20:,.0f} MB free", expected=f"{need_bytes / 2**20:,.0f} MB for adapter and checkpoints",
@@ -192,13 +203,17 @@ def locked(stage: StageFolder) -> Iterator[None]:
 
 
 def make_stage(stage: StageFolder, recipe: Recipe) -> None:
-    """Leave the resolved recipe in the claimed folder, and nothing else. The recipe first: a folder without one belongs to nobody."""
-    keep_recipe(stage, recipe)
-    for entry in sorted(stage.path.iterdir(), key=lambda entry: entry != stage.stack):
+    """Leave the resolved recipe in the claimed folder, and nothing else.
+
+    stack.json goes first and recipe.yaml changes last: whatever a kill leaves belongs to the recipe beside it, and is not done.
+    """
+    stage.stack.unlink(missing_ok=True)
+    for entry in sorted(stage.path.iterdir(), key=lambda entry: entry.is_file()):  # checkpoints before the logs they go with
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
         elif entry.name != LOCK and entry != stage.recipe:
             entry.unlink()
+    keep_recipe(stage, recipe)
 
 
 def keep_recipe(stage: StageFolder, recipe: Recipe) -> None:
@@ -214,6 +229,9 @@ def publish(stage: StageFolder, write: Callable[[Path], None]) -> None:
     write(part)
     stage.adapter.mkdir(exist_ok=True)
     for file in part.iterdir():
+        if file.is_file():
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
         if file.is_dir():  # a folder of chat templates, which no call replaces
             shutil.rmtree(stage.adapter / file.name, ignore_errors=True)
         os.replace(file, stage.adapter / file.name)
@@ -221,11 +239,11 @@ def publish(stage: StageFolder, write: Callable[[Path], None]) -> None:
 
 
 def write_stack(stage: StageFolder, recipe: Recipe, *, base_fingerprint: dict[str, Any], steps: int) -> None:
-    """Describe base and adapter, and which recipe is done; whoever opens the stage checks it against these hashes."""
+    """Describe base and adapter, and how far it was trained; whoever opens the stage checks it against these hashes."""
     path = stage.adapter.relative_to(stage.path).as_posix()
     adapter = {"name": "default", "path": path, "role": "trained", "weight": 1.0, "hash": adapter_hash(stage.adapter)}
-    base = {"name": recipe.base, "fingerprint": base_fingerprint}
-    write_json(stage.stack, {"base": base, "adapters": [adapter], "steps": steps, "recipe": recipe_hash(recipe)})
+    base, epochs = {"name": recipe.base, "fingerprint": base_fingerprint}, recipe.stages[0].train.num_train_epochs
+    write_json(stage.stack, {"base": base, "adapters": [adapter], "steps": steps, "num_train_epochs": epochs})
 
 
 def adapter_hash(folder: Path) -> str:
@@ -243,7 +261,10 @@ def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
     except OSError:
         temporary.unlink(missing_ok=True)
         raise

@@ -20,7 +20,7 @@ from stylora.model.tokenizer_file import chat_template, context_length, hash_fil
 from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.chat import ChatFormat
 from stylora.samples.chat_data import ChatData, prepare_chat
-from stylora.samples.objective import Vocabulary, build_sample, check_kind
+from stylora.samples.objective import Vocabulary, build_sample, check_kind, with_anchors
 from stylora.samples.template import ChatTemplate
 from stylora.samples.text import TextData, prepare_text
 from stylora.train.steps import Steps
@@ -82,7 +82,8 @@ def plan_steps(
     """Every optimizer step of the stage as a pure function of its number. packs: may a row hold several documents?
 
     rank, ranks: which of how many processes asks
-    Raises UserError where conversations are trees and the base was not proved to keep branches apart.
+    Raises UserError where conversations are trees and the base was not proved to keep branches apart, and where KL is to be held on
+    general text that nobody trains on.
     """
     if isinstance(data, ChatData) and not packs and data.branches is not None:
         raise UserError(
@@ -90,9 +91,13 @@ def plan_steps(
             expected="one text, for this base was not proved to keep two texts in a row apart", do="set data.turns: last",
         )  # fmt: skip
 
+    kl = stage.objective.kl
+    if kl is not None and kl.on == "general" and (isinstance(data, ChatData) or stage.data.general_ratio in (None, 0)):
+        raise UserError("objective.kl.on", got="general", expected="edges or all, for no general text is trained on", do="change it")
+
     def build(index: int, epoch: int) -> Sample:
         if isinstance(data, ChatData):
-            return data.sample(index)
+            return with_anchors(data.sample(index), stage.objective.kl, key=(stage.train.seed, epoch, *data.sample_id(index)))
         return build_sample(
             stage.objective, data.ids(index), vocabulary=vocabulary, key=(stage.train.seed, epoch, *data.sample_id(index)),
             word_starts=data.word_starts(index) if stage.objective.whole_words else None, general=data.part(index) == "general",

@@ -15,16 +15,16 @@ from stylora.recipe.recipe import Recipe
 from stylora.train.checkpoint import Checkpoint, find_checkpoint, sweep, unsound
 from stylora.train.trainer import ForestTrainer, LossSpike, TrainingStopped
 
-from .folder import StageFolder, adapter_hash, keep_recipe, make_stage, recipe_hash
+from .folder import StageFolder, adapter_hash, keep_recipe, make_stage
 
 SLOWEST_RATE = 1 / 8  # after three roll-backs
 
 
 def identity(recipe: Recipe, data: str, base: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint must agree with to be gone on from: the recipe but for its epochs, fingerprints of data and base, and the hash
-    of the adapter it began with, if it was not a fresh one."""
+    """What a checkpoint must agree with to be gone on from beside the recipe: fingerprints of data and base, and the hash of the adapter
+    it began with, if it was not a fresh one."""
     path = recipe.stages[0].adapter.path
-    return {"recipe": recipe_hash(recipe, epochs=False), "data": data, "base": base, "start": path and adapter_hash(Path(path))}
+    return {"data": data, "base": base, "start": path and adapter_hash(Path(path))}
 
 
 def open_folder(
@@ -40,7 +40,12 @@ def open_folder(
     checkpoint, complaints = find_checkpoint(folder.checkpoints)
     for complaint in complaints:
         console.print(f"checkpoint {complaint}", markup=False, highlight=False)
-    if checkpoint is None or checkpoint.manifest["recipe"] != same["recipe"]:  # of a run that was just being replaced
+    if checkpoint is None and folder.stack.is_file():
+        raise UserError(
+            str(folder.checkpoints), got="no sound checkpoint of the finished run", expected="its last one, to go on from",
+            do="give --force to begin anew; its adapter stays as it is until then",
+        )  # fmt: skip
+    if checkpoint is None:
         console.print("resume     no checkpoint to go on from; from the beginning")
         make_stage(folder, recipe)
         return None
@@ -80,6 +85,8 @@ def carry_out(trainer: ForestTrainer, folder: StageFolder, checkpoint: Checkpoin
             if checkpoint is None or rate < SLOWEST_RATE:
                 why = "there is no checkpoint yet" if checkpoint is None else "going back did not help"
                 raise TrainingStopped(f"{spike} ({why})") from None
+            if rank() == 0:
+                sweep(folder.checkpoints, checkpoint.step)
             console.print(f"roll back  {spike}; from {checkpoint.path.name} at {rate:g} of the rate", markup=False, highlight=False)
 
 
@@ -91,7 +98,8 @@ def take_best(trainer: ForestTrainer, folder: StageFolder, console: Console) -> 
     path = folder.checkpoints / f"checkpoint-{best}"
     trouble = unsound(path)
     if trouble is not None:
-        raise UserError(str(path), got=f"the best checkpoint damaged: {trouble}", expected="a whole one", do="--force trains again")
+        console.print(f"best       step {best}, but {path.name} is damaged ({trouble}): the last adapter is kept instead", markup=False)
+        return
     restore_adapter(trainer.peft_model, path)
     console.print(f"best       step {best} of {trainer.state.global_step}: {trainer.settings.metric_for_best_model} "
                   f"{trainer.state.best_metric:.4f}")  # fmt: skip

@@ -14,7 +14,7 @@ from stylora.errors import UserError
 from stylora.model.processes import rank, ranks
 from stylora.recipe.recipe import Recipe, load_recipe_told
 
-from .folder import claim_stage, run_folder
+from .folder import claim_stage, longer, run_folder
 from .plan import open_tokenizer, read_data
 
 
@@ -29,9 +29,12 @@ def start_training(
     if rank() == 0 and nproc == 1:
         for line in [*told, *(f"override: {override}" for override in overrides)]:
             console.print(f"recipe     {line}", markup=False, highlight=False)
-    if resume:
-        check_resumable(recipe, path.stem)
-    if nproc > 1:
+    claim = claim_stage(run_folder(recipe, path.stem), longer(recipe, extend), force=force, extend=bool(extend))
+    if resume and claim.state != "resume":
+        found = {"new": "nothing to go on with", "done": "a finished run"}[claim.state]
+        where = claim.stage.path
+        raise UserError("--resume", got=f"{found} in {where}", expected="an unfinished run of this recipe", do="leave --resume out")
+    if nproc > 1 and claim.state != "done":
         read_data(recipe, open_tokenizer(recipe.base))  # into the cache, from where each process opens it
         from .launch import launch
 
@@ -55,12 +58,3 @@ def train_here(recipe: Recipe, name: str, console: Console, *, force: bool, exte
     except Interrupted as stop:
         return stop.exit_code
     return 0
-
-
-def check_resumable(recipe: Recipe, name: str) -> None:
-    """Raises UserError where there is no unfinished run of this recipe."""
-    claim = claim_stage(run_folder(recipe, name), recipe, force=False)
-    if claim.state != "resume":
-        found = "a finished run" if claim.state == "done" else "no run"
-        where = claim.stage.path
-        raise UserError("--resume", got=f"{found} in {where}", expected="an unfinished run of this recipe", do="leave --resume out")

@@ -45,7 +45,7 @@ from stylora.train.trainer import ForestTrainer, TrainingStopped, check_trackers
 
 from .data import account
 from .estimate import dry_step, told_time
-from .folder import StageFolder, check_room, claim_stage, locked, publish, run_folder, write_json, write_stack, write_text
+from .folder import StageFolder, check_room, claim_stage, locked, longer, publish, run_folder, write_json, write_stack, write_text
 from .measuring import Outcome, evaluators
 from .plan import check_window, open_tokenizer, plan_steps, read_data
 from .resume import carry_out, identity, open_folder, take_best
@@ -97,6 +97,9 @@ def train(
                 prepared = prepare(recipe, console, cache=cache)
                 check_room(folder, bytes_needed(stage.train, count_parameters(prepared.peft_model)[0]))
             with locked(folder) if rank() == 0 else nullcontext():
+                if rank() == 0 and claim_stage(run_folder(recipe, name), recipe, force=force, extend=bool(extend)) != claim:
+                    raise UserError(str(folder.path), got="a run that another process changed meanwhile", expected="it as it was at start",
+                                    do="give the command again")  # fmt: skip
                 outcome = run_stage(recipe, folder, claim.state, prepared, console, interruption)
         except Interrupted as stop:
             console.print(f"stopped by {stop}: {what_is_kept(folder)}")
@@ -134,17 +137,6 @@ def what_is_kept(folder: StageFolder) -> str:
     """What the same command will do after this run stopped."""
     last, _ = find_checkpoint(folder.checkpoints)
     return f"{last.path.name} is whole, the same command goes on from there" if last else "the same command starts again"
-
-
-def longer(recipe: Recipe, epochs: float) -> Recipe:
-    """The recipe with more epochs. Raises UserError for one that counts steps."""
-    stage = recipe.stages[0]
-    if not epochs:
-        return recipe
-    if stage.train.max_steps > 0:
-        raise UserError("--extend", got=f"a recipe with train.max_steps {stage.train.max_steps}", expected="one that goes by epochs")
-    trained = stage.train.model_copy(update={"num_train_epochs": stage.train.num_train_epochs + epochs})
-    return recipe.model_copy(update={"stages": [stage.model_copy(update={"train": trained})]})
 
 
 def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared:
@@ -288,7 +280,7 @@ def tensorboard(folder: Path) -> TrainerCallback:
 
 def bytes_needed(train: Train, trainable: int) -> int:
     """Disk for the adapter and its checkpoints: fp32 weights, AdamW's two moments with each checkpoint, and some air."""
-    kept = 0 if train.save_strategy == "no" else (train.save_total_limit or 10) + 2
+    kept = 2 if train.save_strategy == "no" else (train.save_total_limit or 10) + 2  # the best, and the one a signal asks for
     return 4 * trainable * (1 + 3 * kept) + (32 << 20)
 
 

@@ -116,12 +116,17 @@ def build_sample(
     ids: int32 [T]; key: (seed, epoch, *sample id); word_starts: bool [T] for whole words; general: is it of the general text?
     """
     sample = _without_anchors(objective, ids, vocabulary, key, word_starts)
-    if objective.kl is None:
-        return sample
-    if objective.kl.on == "general" and general and objective.kind == "span":
+    if objective.kl is not None and objective.kl.on == "general" and general and objective.kind == "span":
         sample = replace(sample, forest=chain(ids))  # the reference never saw noise: there is nothing in its answer to hold on to
+    return with_anchors(sample, objective.kl, key=key, general=general)
+
+
+def with_anchors(sample: Sample, kl: Kl | None, *, key: tuple[int, ...], general: bool = False) -> Sample:
+    """The sample with the anchors that `kl` asks for. key: (seed, epoch, *sample id)"""
+    if kl is None:
+        return sample
     rng = np.random.default_rng(np.random.SeedSequence([part & (2**64 - 1) for part in (*key, ANCHORS)]))
-    return add_anchors(sample, objective.kl, general=general, rng=rng)
+    return add_anchors(sample, kl, general=general, rng=rng)
 
 
 def _without_anchors(

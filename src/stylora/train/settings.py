@@ -112,7 +112,9 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         if isinstance(values.get("metric_for_best_model"), str):
             values["metric_for_best_model"] = re.sub("^eval[_/]", "", values["metric_for_best_model"])
         if isinstance(values.get("report_to"), str):
-            values["report_to"] = [] if values["report_to"] == "none" else [values["report_to"]]
+            values["report_to"] = [values["report_to"]]
+        if values.get("report_to") == ["none"]:
+            values["report_to"] = []
         return values
 
     @model_validator(mode="after")

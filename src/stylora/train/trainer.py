@@ -391,7 +391,7 @@ class _When(TrainerCallback):
 
 
 def dropout_seed(*key: int) -> int:
-    """A 64-bit seed from (seed, step, micro-batch)."""
+    """A 64-bit seed from (seed, step, process, micro-batch)."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
