@@ -12,11 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
+from tests.run.children import write_recipe
 
 from stylora.train.checkpoint import find_checkpoint
 
-ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over localhost, POSIX signals")
 
@@ -24,21 +23,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo over local
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     """12 steps in fp32; the last of each epoch has fewer samples than there are processes."""
-    folder = tmp_path_factory.mktemp("two 个")
-    for part in ("wuxia", "modern"):
-        (folder / part).mkdir()
-        for path in sorted((ROOT / "examples" / part).glob("*.txt"))[:4]:
-            (folder / part / path.name).write_text(path.read_text(encoding="utf-8")[:500], encoding="utf-8")
-    values = {"stages": [{
-        "data": {"train": str(folder / "wuxia"), "general": str(folder / "modern"), "general_ratio": 0.2, "validation": 0.2,
-                 "general_validation": 0.2, "window": 48, "min_window": 16},
-        "objective": {"kind": "span"}, "adapter": {"r": 4, "alpha": 8},
-        "train": {"max_steps": 12, "samples_per_step": 5, "precision": "fp32", "save_steps": 4, "eval_steps": 4, "learning_rate": 1e-3,
-                  "tokens_per_microbatch": 100},
-        "sampling": {"max_new_tokens": 4},
-    }]}  # fmt: skip
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
-    return folder / "recipe.yaml"
+    settings = {"samples_per_step": 5, "save_steps": 4, "eval_steps": 4, "tokens_per_microbatch": 100}
+    return write_recipe(tmp_path_factory.mktemp("two 个"), **settings)
 
 
 @pytest.fixture(scope="module")
