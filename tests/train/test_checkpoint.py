@@ -296,12 +296,6 @@ def test_older_damage_is_no_matter(two):
     assert find_checkpoint(two)[0].step == 10 and find_checkpoint(two)[1] == []
 
 
-def test_looking_no_further_than_a_step(two):
-    for at_most, step in ((None, 10), (11, 10), (10, 10), (9, 2), (2, 2)):
-        assert find_checkpoint(two, at_most=at_most)[0].step == step
-    assert find_checkpoint(two, at_most=1) == (None, [])
-
-
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_single_altered_byte_is_seen(two, data):

@@ -21,7 +21,7 @@ from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel
 from stylora.model.settings import Adapter
 from stylora.samples.clm import clm
-from stylora.train.checkpoint import find_checkpoint
+from stylora.train.checkpoint import find_checkpoint, sweep
 from stylora.train.interruption import Interrupted, Interruption
 from stylora.train.logs import MetricsFile
 from stylora.train.settings import Train
@@ -95,7 +95,9 @@ def train(random_model, tokenizer, tmp_path_factory) -> Callable[..., Run]:
             interruption=interruption,
         )  # fmt: skip
         if start:
-            trainer.run(find_checkpoint(folder, at_most=resume)[0] if resume else None)
+            if resume:
+                sweep(folder, resume)  # what came after it was never there
+            trainer.run(find_checkpoint(folder)[0] if resume else None)
         return Run(trainer=trainer, peft=peft, watch=watch, before=before)
 
     return run

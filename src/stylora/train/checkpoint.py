@@ -96,15 +96,10 @@ def steps_there(folder: Path) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def find_checkpoint(folder: Path, *, at_most: int | None = None) -> tuple[Checkpoint | None, list[str]]:
-    """The newest sound checkpoint, and a sentence for each newer one that is not.
-
-    at_most: look no further than this step
-    """
+def find_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest sound checkpoint, and a sentence for each newer one that is not."""
     complaints: list[str] = []
     for step in steps_there(folder):
-        if at_most is not None and step > at_most:
-            continue
         path = folder / f"checkpoint-{step}"
         trouble = unsound(path)
         if trouble is None:
