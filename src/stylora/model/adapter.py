@@ -9,10 +9,14 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft.helpers import rescale_adapter_scale
+from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -23,8 +27,10 @@ from stylora.errors import UserError, did_you_mean
 from .settings import Adapter
 
 
-def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int, name: str = "default", where: str = "adapter") -> PeftModel:
-    """Put a fresh, trainable adapter into the model; its matrices are fp32 and drawn from `seed`.
+def attach(
+    model: PreTrainedModel | PeftModel, adapter: Adapter, *, seed: int, name: str = "default", where: str = "adapter"
+) -> PeftModel:
+    """Put a fresh, trainable adapter into the model, on those it has; its matrices are fp32 and drawn from `seed`.
 
     Raises UserError when `targets` names modules the base does not have.
     """
@@ -42,11 +48,52 @@ def attach(model: PreTrainedModel, adapter: Adapter, *, seed: int, name: str = "
         use_rslora=adapter.rslora, use_dora=adapter.dora, task_type="CAUSAL_LM",
     )  # fmt: skip
     torch.manual_seed(seed)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, config)
+        return model
     return get_peft_model(model, config, adapter_name=name)
 
 
-def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = False) -> PeftModel:
-    """A saved PEFT adapter on its base. Raises UserError when the folder holds none or it does not fit the base.
+def build_stack(model: PreTrainedModel, adapter: Adapter, *, seed: int) -> PeftModel:
+    """The frozen adapters that `adapter` names, bottom to top, and on them the one that learns, fresh or saved before, called `default`.
+
+    W + sum_k dW_k: all are active, one is trainable, and the frozen ones have no dropout. Raises UserError where one does not fit.
+    """
+    adapted: PreTrainedModel | PeftModel = model
+    for number, folder in enumerate(adapter.frozen):
+        adapted = load_adapter(adapted, Path(folder), name=f"frozen{number}")
+    if adapter.path is None:
+        adapted = attach(adapted, adapter, seed=seed)
+    else:
+        adapted = load_adapter(adapted, Path(adapter.path), trainable=True)
+    activate(adapted, trainable="default")
+    return adapted
+
+
+def activate(model: PeftModel, *, trainable: str | None) -> None:
+    """Every adapter works and one learns, or none does. PEFT by itself activates one, and makes what is active trainable."""
+    names = list(model.peft_config)
+    model.base_model.set_adapter(names)  # type: ignore[operator]  # a method, behind nn.Module's attributes
+    for name in names:
+        model.set_requires_grad(name, name == trainable)
+        for layer in model.modules():
+            if name != trainable and isinstance(layer, LoraLayer) and name in layer.lora_dropout:
+                layer.lora_dropout[name] = nn.Identity()  # it would be live again with every `train()`
+    check_stack(model, trainable=trainable)
+
+
+def check_stack(model: PeftModel, *, trainable: str | None) -> None:
+    """Asserts that every adapter is active, and that the parameters of `trainable` learn and no others do."""
+    assert list(model.active_adapters) == list(model.peft_config), "an adapter is not active"
+    learns = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
+    ours = {path for path, _ in model.named_parameters() if trainable is not None and trainable in path.split(".") and "lora_" in path}
+    assert learns == ours, f"not what should learn: {sorted(learns ^ ours)[:3]}"
+
+
+def load_adapter(
+    model: PreTrainedModel | PeftModel, folder: Path, *, trainable: bool = False, name: str = "default"
+) -> PeftModel:
+    """A saved PEFT adapter on its base, and on the adapters it has. Raises UserError when the folder holds none or it does not fit.
 
     Half an adapter is none: PEFT only warns when the base has modules the file says nothing of, and is silent the other way round.
     """
@@ -56,9 +103,13 @@ def load_adapter(model: PreTrainedModel, folder: Path, *, trainable: bool = Fals
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys", category=UserWarning)
         try:
-            adapted = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            if isinstance(model, PeftModel):
+                adapted = model
+                model.load_adapter(str(folder), name, is_trainable=trainable)
+            else:
+                adapted = PeftModel.from_pretrained(model, str(folder), name, is_trainable=trainable)
             saved = {key for key in load_peft_weights(str(folder), device="cpu") if "lora_" in key}
-            homeless = saved - {*get_peft_model_state_dict(adapted, save_embedding_layers=False)}
+            homeless = saved - {*get_peft_model_state_dict(adapted, adapter_name=name, save_embedding_layers=False)}
         except (ValueError, RuntimeError, KeyError, UserWarning, SafetensorError) as error:
             raise _unfit(folder, " ".join(" ".join(str(error).splitlines()[:2]).split())) from error
     if homeless:
@@ -79,6 +130,32 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
     assert before == (list(model.active_adapters), [name for name, p in model.named_parameters() if p.requires_grad])
 
 
+@contextmanager
+def adapter_weight(model: PeftModel, weight: float) -> Iterator[None]:
+    """Inside, the model is base + weight * update: 0 the base, 1 the adapter as it was trained. Its scales are afterwards what they were.
+
+    Between 0 and 1 this interpolates base and fine-tuned weights (WiSE-FT, arXiv 2109.01903), for adapters are linear in their scale.
+    Raises UserError for an adapter that is not: DoRA, a whole module kept beside LoRA, or no LoRA at all.
+    """
+    reason = _not_linear(model)
+    if reason is not None:
+        raise UserError("weight", got=f"{weight:g} for {reason}", expected="a plain LoRA adapter", do="leave the weight at 1")
+    with rescale_adapter_scale(model, weight):
+        yield
+
+
+def _not_linear(model: PeftModel) -> str | None:
+    """Why the model is not linear in its active adapters' scale; None where it is."""
+    for config in (model.peft_config[name] for name in model.active_adapters):
+        if not isinstance(config, LoraConfig):
+            return f"an adapter of type {config.peft_type}, which has no scale"
+        if config.use_dora:
+            return "a DoRA adapter, which divides by the length of the sum of weight and update"
+        if config.modules_to_save or config.trainable_token_indices:
+            return "an adapter that replaces whole weights beside LoRA"
+    return None
+
+
 def _unfit(folder: Path, reason: str) -> UserError:
     return UserError(
         str(folder), got=f"an adapter that does not fit this base ({reason})", expected="the base it was trained on",
@@ -93,12 +170,13 @@ def count_parameters(model: nn.Module) -> tuple[int, int]:
 
 
 def save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
-    """Write `adapter_model.safetensors` and a sorted `adapter_config.json` that names the base by the folder or hub id it opens from.
+    """Write the trained adapter alone: `adapter_model.safetensors` and a sorted `adapter_config.json` that names the base by the folder or
+    hub id it opens from.
 
     PEFT writes its config from sets, so two processes would write different bytes for one adapter. Left to itself it also asks
     the hub whether the vocabulary grew, and puts a whole embedding into the file when LoRA adapts it.
     """
-    model.save_pretrained(str(folder), save_embedding_layers=False)
+    model.save_pretrained(str(folder), save_embedding_layers=False, selected_adapters=["default"])
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty model card; ours is the run's own
     path = folder / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))

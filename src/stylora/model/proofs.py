@@ -4,6 +4,7 @@
     fast head = the model's logits      else the head goes through the model's own forward
     two documents in one row = apart    else every row holds one chain
     a two-branch tree = its paths       likewise
+    KL of a moved adapter > 0           else nothing would hold the model to its reference, and no loss would show it
 
 A leak is found exactly: the logits of document B may not change by one bit when document A before it changes. Positions and masks are
 then compared with separate runs within the tolerance of the dtype.
@@ -21,11 +22,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from stylora.errors import UserError
-from stylora.forest import Sample, build_trie, chain, edges, join, whole_row
+from stylora.forest import Anchors, MicroBatch, Sample, build_trie, chain, edges, join, pack, whole_row
 
 from .base import decoder_of
 from .forest_model import ForestModel, to_tensors
 from .head import logits_by_model
+from .reference import as_reference
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 """Largest difference allowed, in standard deviations of the logits. A wrong mask or position differs by one or more."""
@@ -96,10 +98,42 @@ def _refusal(model: ForestModel, ids: np.ndarray) -> str | None:
 
 def prove_adapters_off(model: PeftModel, before: Tensor, ids: Tensor) -> str:
     """With every adapter off the model is the base, bit for bit. before: logits of `ids` taken before adapters came."""
-    with torch.no_grad(), model.disable_adapter():
+    with as_reference(model):
         after = model(input_ids=ids, use_cache=False).logits
     assert torch.equal(before, after), "adapters off is not the base"
     return "adapters off = base, bit for bit"
+
+
+def prove_kl(model: ForestModel, *, words: int) -> str:
+    """The divergence sees the adapter: moved a little, it is above zero. The adapter is then put back, bit for bit.
+
+    model: with `kl`, the adapter inside. The line says what the divergence is before the first step: 0 for a fresh adapter.
+    """
+    ids = _tokens(words, 1, 24)[0]
+    everywhere = Anchors(source=np.arange(len(ids), dtype=np.int32), weight=np.ones(len(ids), np.float32))
+    sample = Sample(forest=chain(ids), edges=edges([0], [int(ids[1])]), anchors=everywhere)
+    (batch,) = pack([sample], tokens_per_microbatch=len(ids))
+    was_training = model.training
+    model.eval()
+    now = _divergence(model, batch)
+    learns = [parameter for path, parameter in model.named_parameters() if parameter.requires_grad and "lora_B" in path]
+    kept = [parameter.detach().clone() for parameter in learns]
+    random = torch.Generator().manual_seed(0)
+    for parameter in learns:
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=random).to(parameter)
+    moved = _divergence(model, batch)
+    for parameter, values in zip(learns, kept, strict=True):
+        parameter.data.copy_(values)
+    model.train(was_training)
+    assert np.isfinite(moved) and moved > 0, f"KL {moved} of an adapter that was moved"
+    return f"KL sees the adapter: {now:.2g} now, {moved:.2g} when it is moved a little"
+
+
+@torch.no_grad()
+def _divergence(model: ForestModel, batch: MicroBatch) -> float:
+    """Nats per anchor."""
+    model(to_tensors(batch, model.model.device, anchor_divisor=float(batch.anchor_weight.sum())))
+    return float(model.last_kl)
 
 
 def probe(model: PreTrainedModel, words: int) -> tuple[Tensor, Tensor]:

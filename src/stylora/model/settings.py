@@ -11,6 +11,7 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     """One LoRA adapter.
 
     path: folder of a saved PEFT adapter to train on, instead of a fresh one; what else is said here is then said there
+    frozen: folders of saved PEFT adapters below it, bottom to top, that work but do not learn
     r: rank, columns of A and B; more can learn more and costs more memory. 16 suits a style
     alpha: scale, the update is multiplied by alpha / r; twice the rank is customary
     dropout: share of the adapter's inputs zeroed in training; 0 makes runs independent of how samples are batched
@@ -20,6 +21,7 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     """
 
     path: str | None = None
+    frozen: tuple[str, ...] = ()
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -36,7 +38,7 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def one_source(self) -> Adapter:
         """A saved adapter has its own rank and targets; a second word on them would have no reader."""
-        more = sorted(self.model_fields_set - {"path"})
+        more = sorted(self.model_fields_set - {"path", "frozen"})
         if self.path is not None and more:
             raise ValueError(f"{', '.join(more)}: comes from the adapter in `path`; remove one of them")
         return self
@@ -44,4 +46,4 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     @model_serializer(mode="wrap")
     def without_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Written out so that it passes `one_source` again."""
-        return handler(self) if self.path is None else {"path": self.path}
+        return {key: value for key, value in handler(self).items() if self.path is None or key in ("path", "frozen")}

@@ -19,7 +19,7 @@ from typing import Any
 
 from stylora.corpus.read import find_files
 from stylora.errors import UserError, did_you_mean
-from stylora.train.settings import Train
+from stylora.train.settings import current_names
 
 from .older_keys import (
     ACCUMULATION,
@@ -103,7 +103,7 @@ def renamed_lines(values: dict[str, Any]) -> list[str]:
 
 def _renamed(given: dict[str, Any], section: str) -> tuple[dict[str, Any], list[str]]:
     """(a `train` section in today's names, what became of the others). Raises ValueError where two names contradict."""
-    now: dict[str, Any] = Train.older_names(given)  # type: ignore[operator]  # pydantic types a validator as a proxy, which calls it
+    now = current_names(given)
     lines = []
     for old, new in RENAMED.items():
         said = old in given and (old != new or now.get(new) != given[old])

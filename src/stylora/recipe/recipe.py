@@ -7,6 +7,9 @@
         objective: {...}             # samples/objective.py
         adapter: {...}               # model/settings.py
         train: {...}                 # train/settings.py
+      - name: align
+        continue: style              # stages.py: what a stage takes over from another
+        objective: {kl: {...}}       # samples/anchors.py
 
 Read from YAML with overrides `a.b=c`; unknown keys are errors. Relative paths are taken from the working folder, as everywhere else.
 Recipes in older forms are translated first (older.py).
@@ -18,10 +21,10 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from stylora.errors import UserError, did_you_mean
 from stylora.generate.settings import Sampling
@@ -31,27 +34,40 @@ from stylora.samples.settings import Data, Style
 from stylora.train.settings import Train
 
 from .older import is_older, reaches_older, refuse_step_names, renamed_lines, translate
+from .stages import inherit, stage_number
 
 FORMS = re.compile(r"(function-|constrained-|union$|int$|float$|str$|(list|dict|tuple|literal)\[)")
 """What pydantic puts into an error's place for the forms a field may have; no part of the key."""
 SAMPLES_PER_STEP = re.compile(r"(stages\.0\.)?train\.samples_per_step=")
 
 
-class Stage(BaseModel, frozen=True, extra="forbid"):
+class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
     """One training: what is read, what it teaches, which adapter learns, how.
 
     name: folder of the stage inside the run: one name, no path
+    continue: the earlier stage whose adapter is trained on; what is not said here is as it was there
+    on: the earlier stages on whose adapters a new one is put, bottom to top; they are frozen
     prompts: fixed prompts continued at every evaluation and shown with the figures
     sampling: how they are continued
     """
 
     name: str = Field(default="style", pattern=r"^[^\\/:*?\"<>|.][^\\/:*?\"<>|]*$")
+    continues: str | None = Field(default=None, alias="continue")
+    on: tuple[str, ...] = ()
     data: Data
     objective: Objective = Objective()
     adapter: Adapter = Adapter()
     train: Train = Train()
     prompts: list[str] = ["剑光一闪"]
     sampling: Sampling = Sampling(max_new_tokens=64)
+
+    @field_validator("adapter", mode="before")
+    @classmethod
+    def some_adapter(cls, value: object) -> object:
+        """The base itself never learns. The mistake is the user's, so it passes through pydantic as `UserError`."""
+        if value is None:
+            raise UserError("adapter", got="none", expected="an adapter: it is what learns, and what KL switches off to see the base")
+        return value
 
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
@@ -63,7 +79,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     output_dir: where the run lies; None is `runs/<name of the recipe file>`
     layout: `stages` gives each stage a folder of its own; `flat` puts checkpoints and adapter into output_dir itself, as older recipes
         expect them; `final` puts the adapter into its folder `final`
-    stages: carried out in order; for now a recipe has one
+    stages: carried out in order; `continue` and `on` say how they hang together
     """
 
     base: str = "tiny"
@@ -71,7 +87,14 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     attention: Literal["sdpa", "eager", "flex_attention"] | None = None
     output_dir: str | None = None
     layout: Literal["stages", "flat", "final"] = "stages"
-    stages: list[Stage] = Field(min_length=1, max_length=1)
+    stages: list[Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def a_folder_each(self) -> Recipe:
+        """Only the layout `stages` keeps stages apart."""
+        if self.layout != "stages" and len(self.stages) > 1:
+            raise UserError("layout", got=f"{self.layout} for {len(self.stages)} stages", expected="stages, which gives each its folder")
+        return self
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, processes: int = 1) -> Recipe:
@@ -107,8 +130,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse_recipe(values: dict[str, Any], overrides: Sequence[str], *, name: str, processes: int = 1) -> Recipe:
-    """A recipe from plain values. Overrides `a.b=c` reach into the first stage unless they name a key of the recipe itself, or of the older
-    form in a recipe of that form."""
+    """A recipe from plain values. Overrides `a.b=c` reach into the first stage unless they begin with the name of a stage or a key of the
+    recipe itself, or of the older form in a recipe of that form."""
     return _parse(values, overrides, name=name, processes=processes)[0]
 
 
@@ -128,7 +151,7 @@ def _parse(values: dict[str, Any], overrides: Sequence[str], *, name: str, proce
         _override(values, override)
     refuse_step_names(values, name)
     try:
-        recipe = Recipe.model_validate(values)
+        recipe = Recipe.model_validate(inherit(values, name))
     except ValidationError as error:
         raise _as_user_error(error, name, called) from error
     return recipe, lines + ([] if called else renamed_lines(values))
@@ -140,7 +163,8 @@ def _override(values: dict[str, Any], override: str, *, older: bool = False) -> 
         raise UserError(override, got="no `=`", expected="key=value, as in train.learning_rate=2e-4")
     path = key.split(".")
     if not older and path[0] not in Recipe.model_fields:
-        path = ["stages", "0", *path]
+        number = stage_number(values, path[0]) if path[0] not in Stage.model_fields else None
+        path = ["stages", "0", *path] if number is None else ["stages", str(number), *path[1:]]
     place: Any = values
     for part in path[:-1]:
         if isinstance(place, list):
@@ -193,4 +217,5 @@ def _section(place: Sequence[int | str]) -> list[str]:
             section = Style
         elif isinstance(part, str) and section is not Style:
             section = section.model_fields[part].annotation
-    return list(section.model_fields)
+            section = next((one for one in get_args(section) if isinstance(one, type) and issubclass(one, BaseModel)), section)
+    return [field.alias or name for name, field in section.model_fields.items()]

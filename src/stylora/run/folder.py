@@ -22,16 +22,21 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from hashlib import blake2b
+from pathlib import Path, PurePath
 from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from stylora import __version__
+from stylora.corpus.read import find_files
+from stylora.corpus.rows import HUB
 from stylora.errors import UserError
 from stylora.model.tokenizer_file import hash_file
 from stylora.recipe.recipe import Recipe
+from stylora.samples.settings import Data, as_list
 
 LOCK = ".lock"
 
@@ -71,10 +76,14 @@ class StageFolder:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """A stage's folder and what is to be done there. state: `new`, `resume` (this recipe's own, unfinished) or `done`"""
+    """A stage's folder and what is to be done there.
+
+    state: `new`, `resume` (this recipe's own, unfinished) or `done`; version: of stylora that did it
+    """
 
     stage: StageFolder
     state: str
+    version: str = ""
 
 
 def run_folder(recipe: Recipe, name: str) -> Path:
@@ -92,7 +101,8 @@ def claim_stage(folder: Path, recipe: Recipe, *, force: bool, extend: bool = Fal
 
     force: replace a run that lies there, another one or an unfinished one; never files that are no run
     extend: the recipe is that of the run there, with more epochs
-    Raises UserError for a file in its place, for files that are no run, unless forced for another run, and for `extend` without a run.
+    Raises UserError for a file in its place, for files that are no run, unless forced for another run and for one whose text or first
+    adapter is no longer what it was, and for `extend` without a run.
     """
     stage = stage_folder(folder, recipe)
     file = next((path for path in [stage.path, *stage.path.parents] if path.is_file()), None)
@@ -113,9 +123,48 @@ def claim_stage(folder: Path, recipe: Recipe, *, force: bool, extend: bool = Fal
     if ours != theirs and not (extend and _is_longer(recipe, there)):
         raise UserError(
             str(stage.path), got=f"another run ({difference(theirs, ours)})", expected="an empty folder or this recipe's own run",
-            do="set output_dir, or give --force to replace it",
+            do="set output_dir, or replace it with --force (--stage or --from choose)",
         )  # fmt: skip
-    return Claim(stage=stage, state="done" if _done_with(stage, recipe) else "resume")
+    stack = _done_with(stage, recipe)
+    if stack is None:
+        return Claim(stage=stage, state="resume")
+    changed = _changed(stack.get("made_from", {}), recipe)
+    if changed is not None:
+        raise UserError(
+            str(stage.path), got=f"a finished run, but {changed}", expected="what it was made from, unchanged",
+            do="put it back, set output_dir, or train it again with --force (--stage or --from choose)",
+        )  # fmt: skip
+    return Claim(stage=stage, state="done", version=stack.get("made_from", {}).get("version", ""))
+
+
+def made_from(recipe: Recipe) -> dict[str, Any]:
+    """What a stage was made from beside its recipe: hashes of its text and of the adapters it begins with, and the program's version."""
+    adapter = recipe.stages[0].adapter
+    return {"text": hash_text(recipe.stages[0].data), "start": adapter.path and adapter_hash(Path(adapter.path)),
+            "frozen": [adapter_hash(Path(path)) for path in adapter.frozen], "version": __version__}  # fmt: skip
+
+
+def hash_text(data: Data) -> str:
+    """Hex BLAKE2b-128 of the files of a `data` section, names and bytes. Raises UserError where a file is not there."""
+    validation = list(data.validation) if data.format == "chat" and isinstance(data.validation, tuple) else []
+    paths = [path for _, listed, _ in data.styles() for path in listed] + as_list(data.general or ()) + validation
+    digest = blake2b(repr([path for path in paths if path.startswith(HUB)]).encode(), digest_size=16)
+    for file in find_files(path for path in paths if not path.startswith(HUB)):
+        digest.update(file.name.encode("utf-8", "surrogateescape") + b"\0" + hash_file(file).encode())
+    return digest.hexdigest()
+
+
+def _changed(made: dict[str, Any], recipe: Recipe) -> str | None:
+    """What is no longer as it was when the stage was trained; None where nothing is, or it is not there to be compared."""
+    adapter = recipe.stages[0].adapter
+    for path, then in zip([adapter.path, *adapter.frozen], [made.get("start"), *made.get("frozen", [])], strict=False):
+        if path is not None and then is not None and _adapter_file(Path(path)) is not None and adapter_hash(Path(path)) != then:
+            return f"{path}, the adapter it began with, was trained again or changed"
+    try:
+        text = hash_text(recipe.stages[0].data)
+    except UserError:
+        return None  # a run is often kept longer than its text, or elsewhere
+    return "its text changed" if text != made.get("text", text) else None
 
 
 def longer(recipe: Recipe, epochs: float) -> Recipe:
@@ -134,9 +183,14 @@ NEUTRAL = ("tokens_per_microbatch", "gradient_checkpointing", "save_total_limit"
 
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
-    """A recipe without where it is kept, for a run that was moved is the same run, and without what does not change its result."""
+    """A recipe without where it and its first adapters are kept, for a run that was moved is the same run, and without what does not
+    change its result. Whether an adapter is the one it was, its hash tells."""
     values = recipe.model_dump(mode="json") | {"output_dir": None}
     values["stages"][0]["train"] |= dict.fromkeys(NEUTRAL)
+    adapter = values["stages"][0]["adapter"]
+    adapter["frozen"] = [PurePath(path).parts[-2:] for path in adapter["frozen"]]
+    if "path" in adapter and adapter["path"] is not None:
+        adapter["path"] = "/".join(PurePath(adapter["path"]).parts[-2:])
     return values
 
 
@@ -158,13 +212,23 @@ def _is_longer(recipe: Recipe, there: Recipe) -> bool:
     return shorter == comparable(there) and epochs < recipe.stages[0].train.num_train_epochs
 
 
-def _done_with(stage: StageFolder, recipe: Recipe) -> bool:
-    """Was the recipe carried out to its end? A stack.json that can't be read, as a power cut may leave it, says no."""
+def _done_with(stage: StageFolder, recipe: Recipe) -> dict[str, Any] | None:
+    """The stack.json of a recipe that was carried out to its end. One that can't be read, as a power cut may leave it, is none."""
     try:
-        epochs = json.loads(stage.stack.read_text(encoding="utf-8")).get("num_train_epochs")
+        stack = json.loads(stage.stack.read_text(encoding="utf-8"))
     except (FileNotFoundError, UnicodeDecodeError, json.JSONDecodeError):
-        return False
-    return epochs == recipe.stages[0].train.num_train_epochs and (stage.adapter / "adapter_model.safetensors").is_file()
+        return None
+    whole = (stage.adapter / "adapter_model.safetensors").is_file()
+    return stack if whole and stack.get("num_train_epochs") == recipe.stages[0].train.num_train_epochs else None
+
+
+def parent_stage(adapter: Path) -> StageFolder | None:
+    """The stage that an adapter or checkpoint folder lies in; None for one from elsewhere."""
+    for path in (adapter, *list(adapter.parents)[:2]):
+        if (path / "recipe.yaml").is_file() and (path / "environment.json").is_file():
+            recipe = _kept_recipe(StageFolder(path=path))
+            return StageFolder(path=path, layout=recipe.layout) if recipe else None
+    return None
 
 
 def _kept_recipe(stage: StageFolder) -> Recipe | None:
@@ -238,18 +302,34 @@ def publish(stage: StageFolder, write: Callable[[Path], None]) -> None:
     part.rmdir()
 
 
-def write_stack(stage: StageFolder, recipe: Recipe, *, base_fingerprint: dict[str, Any], steps: int) -> None:
-    """Describe base and adapter, and how far it was trained; whoever opens the stage checks it against these hashes."""
-    path = stage.adapter.relative_to(stage.path).as_posix()
-    adapter = {"name": "default", "path": path, "role": "trained", "weight": 1.0, "hash": adapter_hash(stage.adapter)}
+def write_stack(
+    stage: StageFolder, recipe: Recipe, *, base_fingerprint: dict[str, Any], steps: int, made: dict[str, Any]
+) -> None:
+    """Describe base and adapters, bottom to top, how far the last was trained and what it was made from (`made_from`); whoever opens the
+    stage checks it against these hashes."""
+    below = zip(recipe.stages[0].adapter.frozen, made["frozen"], strict=True)
+    frozen = [_entry(stage, Path(path), f"frozen{number}", hash) for number, (path, hash) in enumerate(below)]
+    adapter = _entry(stage, stage.adapter, "default", adapter_hash(stage.adapter))
     base, epochs = {"name": recipe.base, "fingerprint": base_fingerprint}, recipe.stages[0].train.num_train_epochs
-    write_json(stage.stack, {"base": base, "adapters": [adapter], "steps": steps, "num_train_epochs": epochs})
+    write_json(stage.stack, {"base": base, "adapters": [*frozen, adapter], "steps": steps, "num_train_epochs": epochs, "made_from": made})
+
+
+def _entry(stage: StageFolder, folder: Path, name: str, hash: str) -> dict[str, Any]:
+    path = Path(os.path.relpath(folder, stage.path)).as_posix()
+    return {"name": name, "path": path, "role": "trained" if name == "default" else "frozen", "weight": 1.0, "hash": hash}
 
 
 def adapter_hash(folder: Path) -> str:
-    """Hash of the adapter's weights, in either of PEFT's formats."""
+    """Hash of the adapter's weights, in either of PEFT's formats. Raises UserError where there are none."""
+    file = _adapter_file(folder)
+    if file is None:
+        raise UserError(str(folder), got="no adapter_model.safetensors", expected="a PEFT adapter", do="name a run's adapter/ folder")
+    return hash_file(file)
+
+
+def _adapter_file(folder: Path) -> Path | None:
     names = ("adapter_model.safetensors", "adapter_model.bin")
-    return hash_file(next(path for path in (folder / name for name in names) if path.is_file()))
+    return next((path for path in (folder / name for name in names) if path.is_file()), None)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,6 +1,7 @@
 """The MODEL argument: a run, a stage, a `stack.json`, a PEFT folder, a model folder, or a hub id, opened for use.
 
-What a `stack.json` says is checked: a base or adapter that changed since is refused.
+What a `stack.json` says is checked: a base or adapter that changed since is refused. Finding a model loads nothing, so that several of
+them can be checked first, and put on one base in turn.
 """
 
 from __future__ import annotations
@@ -8,16 +9,43 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from stylora.errors import UserError
-from stylora.model.adapter import load_adapter
+from stylora.model.adapter import activate, load_adapter
 from stylora.model.base import Base, fingerprint, load_base, same_base
 from stylora.model.device import Device
+from stylora.train.checkpoint import MANIFEST
 
-from .folder import adapter_hash
+from .folder import adapter_hash, parent_stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What MODEL names, before anything is loaded.
+
+    name: MODEL itself; base: name of its base; adapters: their folders, bottom to top; stack: its stack.json, None where it has none
+    fingerprint: of the base it was trained on, None where nothing says it
+    """
+
+    name: str
+    base: str
+    adapters: tuple[Path, ...] = ()
+    stack: Path | None = None
+    fingerprint: dict[str, Any] | None = None
+
+    @property
+    def adapter(self) -> Path | None:
+        """The one that was trained last, at the top; None for a bare base."""
+        return self.adapters[-1] if self.adapters else None
+
+    @property
+    def where(self) -> str:
+        """What names the base, for messages."""
+        return str(self.stack or self.adapter or "MODEL")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,18 +59,52 @@ class Opened:
 
 def open_model(name: str, device: Device, *, base: str | None = None, trust_remote_code: bool = False) -> Opened:
     """Open MODEL. base: replaces the base named by a PEFT folder. Raises UserError when it is none of the forms, or was changed."""
+    found = find_model(name, base=base)
+    return put_on(load_base(found.base, device, trust_remote_code=trust_remote_code, where=found.where), found)
+
+
+def find_model(name: str, *, base: str | None = None) -> Found:
+    """What MODEL names. Raises UserError for a folder that is none of the forms, and for an adapter that was changed after training."""
     path = Path(name)
     stack = _find_stack(path)
     if stack is not None:
-        return _open_stack(stack, device, base, trust_remote_code)
+        return _read_stack(name, stack, base)
     if (path / "adapter_config.json").is_file():
         config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        opened = load_base(base or config["base_model_name_or_path"], device, trust_remote_code=trust_remote_code, where=str(path))
-        return Opened(base=opened, model=load_adapter(opened.model, path).eval(), adapter=path)
+        return Found(name=name, base=base or config["base_model_name_or_path"], adapters=(path,))
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(name, got="a folder without a finished run or model", expected="a run, stage, stack.json, PEFT or model folder")
-    opened = load_base(name, device, trust_remote_code=trust_remote_code, where="MODEL")
-    return Opened(base=opened, model=opened.model, adapter=None)
+    return Found(name=name, base=name)
+
+
+def put_on(base: Base, found: Found) -> Opened:
+    """The model on its base, which has no adapter yet. Raises UserError for a base it was not trained on."""
+    if found.fingerprint is not None:
+        _check_base(found.where, found.fingerprint, base.name, fingerprint(base), "open its adapter/ folder, with --base, to use it anyway")
+    model: PeftModel | PreTrainedModel = base.model
+    for number, folder in enumerate(found.adapters):
+        top = number == len(found.adapters) - 1
+        model = load_adapter(model, folder, name="default" if top else f"frozen{number}")
+    if isinstance(model, PeftModel):
+        activate(model, trainable=None)
+    return Opened(base=base, model=model.eval(), adapter=found.adapter)
+
+
+def check_adapter(folder: Path, name: str, base: dict[str, Any]) -> None:
+    """May the adapter be trained on, or under another one, on this base? Of one that is no stage's own only the shapes can tell.
+
+    name, base: the base's name and fingerprint. Raises UserError for an adapter that was changed after its training, or of another base.
+    """
+    stage = parent_stage(folder)
+    if stage is not None and (folder / MANIFEST).is_file():
+        theirs = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["base"]
+    elif stage is not None and stage.stack.is_file() and stage.adapter.resolve() == folder.resolve():
+        described = json.loads(stage.stack.read_text(encoding="utf-8"))
+        _check_hash(folder, described["adapters"][-1]["hash"])
+        theirs = described["base"]["fingerprint"]
+    else:
+        return
+    _check_base(str(folder), theirs, name, base, "train it on the base it belongs to")
 
 
 def _find_stack(path: Path) -> Path | None:
@@ -56,22 +118,27 @@ def _find_stack(path: Path) -> Path | None:
     return stages[-1] if stages else None
 
 
-def _open_stack(stack: Path, device: Device, base: str | None, trust_remote_code: bool) -> Opened:
+def _read_stack(name: str, stack: Path, base: str | None) -> Found:
     described = json.loads(stack.read_text(encoding="utf-8"))
-    (entry,) = described["adapters"]
-    folder = stack.parent / entry["path"]
+    folders = [stack.parent / entry["path"] for entry in described["adapters"]]
+    for folder, entry in zip(folders, described["adapters"], strict=True):
+        _check_hash(folder, entry["hash"])
+    return Found(
+        name=name, base=base or described["base"]["name"], adapters=tuple(folders), stack=stack,
+        fingerprint=described["base"]["fingerprint"],
+    )  # fmt: skip
+
+
+def _check_hash(folder: Path, expected: str) -> None:
     if not (folder / "adapter_model.safetensors").is_file():
         raise UserError(str(folder), got="no adapter_model.safetensors", expected="the adapter that stack.json names")
-    if adapter_hash(folder) != entry["hash"]:
+    if adapter_hash(folder) != expected:
         raise UserError(
-            str(folder), got="an adapter that was changed after training", expected=f"hash {entry['hash']}",
+            str(folder), got="an adapter that was changed after training", expected=f"hash {expected}",
             do="open the adapter/ folder itself to use it as it is",
         )  # fmt: skip
-    name = base or described["base"]["name"]
-    opened = load_base(name, device, trust_remote_code=trust_remote_code, where=str(stack))
-    if not same_base(fingerprint(opened), described["base"]["fingerprint"]):
-        raise UserError(
-            str(stack), got=f"{name}, which is not the base it was trained on", expected="that base, unchanged",
-            do="open the adapter/ folder itself, with --base, to use it on another one",
-        )  # fmt: skip
-    return Opened(base=opened, model=load_adapter(opened.model, folder).eval(), adapter=folder)
+
+
+def _check_base(where: str, theirs: dict[str, Any], name: str, ours: dict[str, Any], do: str) -> None:
+    if not same_base(ours, theirs):
+        raise UserError(where, got=f"{name}, which is not the base it was trained on", expected="that base, unchanged", do=do)

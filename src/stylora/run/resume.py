@@ -21,10 +21,11 @@ SLOWEST_RATE = 1 / 8  # after three roll-backs
 
 
 def identity(recipe: Recipe, data: str, base: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint must agree with to be gone on from beside the recipe: fingerprints of data and base, and the hash of the adapter
-    it began with, if it was not a fresh one."""
-    path = recipe.stages[0].adapter.path
-    return {"data": data, "base": base, "start": path and adapter_hash(Path(path))}
+    """What a checkpoint must agree with to be gone on from beside the recipe: fingerprints of data and base, and the hashes of the adapter
+    it began with, if it was not a fresh one, and of those below it."""
+    adapter = recipe.stages[0].adapter
+    frozen = [adapter_hash(Path(path)) for path in adapter.frozen]
+    return {"data": data, "base": base, "start": adapter.path and adapter_hash(Path(adapter.path)), "frozen": frozen}
 
 
 def open_folder(
@@ -54,9 +55,10 @@ def open_folder(
             str(checkpoint.path), got="a checkpoint trained on other text than is there now", expected="the text the run began with",
             do="put it back, set output_dir, or give --force to begin anew",
         )  # fmt: skip
-    if checkpoint.manifest["start"] != same["start"]:
+    if (checkpoint.manifest["start"], checkpoint.manifest.get("frozen", [])) != (same["start"], same["frozen"]):
+        begun = ", ".join([*recipe.stages[0].adapter.frozen, *filter(None, [recipe.stages[0].adapter.path])])
         raise UserError(
-            str(checkpoint.path), got=f"a checkpoint begun from another adapter than {recipe.stages[0].adapter.path} is now",
+            str(checkpoint.path), got=f"a checkpoint begun from another adapter than {begun} is now",
             expected="the adapter the run began with", do="put it back, set output_dir, or give --force to begin anew",
         )  # fmt: skip
     if not same_base(checkpoint.manifest["base"], same["base"]):

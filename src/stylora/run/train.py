@@ -21,14 +21,15 @@ from rich.console import Console
 from safetensors import SafetensorError
 from transformers import TrainerCallback
 
+from stylora import __version__
 from stylora.errors import UserError
 from stylora.generate.decode import open_row
-from stylora.model.adapter import attach, count_parameters, load_adapter, save_adapter
+from stylora.model.adapter import build_stack, check_stack, count_parameters, save_adapter
 from stylora.model.base import Base, fingerprint, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
 from stylora.model.processes import agreed, join_processes, leave_processes, lost_peer, rank, ranks, wait_for_all
-from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base
+from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base, prove_kl
 from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.chat_data import ChatData
 from stylora.samples.objective import check_vocabulary, read_vocabulary
@@ -45,8 +46,21 @@ from stylora.train.trainer import ForestTrainer, TrainingStopped, check_trackers
 
 from .data import account
 from .estimate import dry_step, told_time
-from .folder import StageFolder, check_room, claim_stage, locked, longer, publish, run_folder, write_json, write_stack, write_text
+from .folder import (
+    StageFolder,
+    check_room,
+    claim_stage,
+    locked,
+    longer,
+    made_from,
+    publish,
+    run_folder,
+    write_json,
+    write_stack,
+    write_text,
+)
 from .measuring import Outcome, evaluators
+from .open import check_adapter
 from .plan import check_window, open_tokenizer, plan_steps, read_data
 from .resume import carry_out, identity, open_folder, take_best
 
@@ -65,6 +79,7 @@ class Prepared:
     steps: Steps
     proofs: Proofs
     base_fingerprint: dict[str, Any]
+    made: dict[str, Any]
 
 
 def train(
@@ -81,15 +96,16 @@ def train(
     claim = claim_stage(run_folder(recipe, name), recipe, force=force, extend=bool(extend))
     stage, folder = recipe.stages[0], claim.stage
     if claim.state == "done":
-        console.print(f"done already: {folder.path} (--force trains again, --extend N goes on for N epochs)", markup=False)
+        by = f", by stylora {claim.version}" if claim.version not in ("", __version__) else ""
+        console.print(f"done already: {folder.path}{by} (--force trains again, --extend N goes on for N epochs)", markup=False)
         return None
     check_trackers(stage.train.report_to)
-    start = stage.adapter.path
-    if start is not None and folder.path.resolve() in [Path(start).resolve(), *Path(start).resolve().parents]:
-        raise UserError(
-            str(folder.path), got=f"the folder of adapter.path {start}", expected="another folder, so that nothing of it is replaced",
-            do="set output_dir",
-        )  # fmt: skip
+    for key, start in [("path", stage.adapter.path), *(("frozen", path) for path in stage.adapter.frozen)]:
+        if start is not None and folder.path.resolve() in [Path(start).resolve(), *Path(start).resolve().parents]:
+            raise UserError(
+                str(folder.path), got=f"the folder of adapter.{key} {start}", expected="another folder, so that nothing of it is replaced",
+                do="set output_dir",
+            )  # fmt: skip
     started = time.perf_counter()
     with Interruption(SECONDS_TO_STOP if ranks() > 1 else None) as interruption:
         try:
@@ -110,7 +126,6 @@ def train(
             if told is None:
                 raise
             raise told from error
-    leave_processes()
     outcome.seconds = time.perf_counter() - started
     saved = f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora generate {folder.path} --prompt 剑光一闪"
     console.print(saved, markup=False)
@@ -141,7 +156,7 @@ def what_is_kept(folder: StageFolder) -> str:
 
 def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared:
     """Data, base, proofs, adapter and steps, each told as it comes."""
-    stage = recipe.stages[0]
+    stage, made = recipe.stages[0], made_from(recipe)  # before it is read: what changes meanwhile is noticed next time
     keep_freed_memory()
     data = read_data(recipe, open_tokenizer(recipe.base), cache=cache)
     for heading, told in account(data.summary, stage.data.window):
@@ -159,20 +174,24 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
     attention = base.model.config._attn_implementation
     console.print(f"base       {recipe.base}: {type(base.model).__name__}, {device.why}, attention {attention}", markup=False)
     base_fingerprint = fingerprint(base)
+    for start in filter(None, [*stage.adapter.frozen, stage.adapter.path]):
+        check_adapter(Path(start), recipe.base, base_fingerprint)
     proofs, peft_model = prove_and_attach(base, stage)
     if isinstance(data, ChatData):
         proofs.lines.append(data.proof())
-    for line in proofs.lines:
-        console.print(f"proved     {line}")
     for number, prompt in enumerate(stage.prompts):
         open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=False, where=f"prompts[{number}]")
     model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head, kl=stage.objective.kl)  # the adapter lies inside
+    if stage.objective.kl is not None and stage.objective.kl.beta:
+        proofs.lines.append(prove_kl(model, words=len(base.tokenizer)))
+    for line in proofs.lines:
+        console.print(f"proved     {line}")
     if stage.train.gradient_checkpointing:
         model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     steps = plan_steps(stage, data, vocabulary, packs=proofs.packs, rank=rank(), ranks=ranks())
     return Prepared(
         base=base, data=data, device=device, peft_model=peft_model, model=model, steps=steps, proofs=proofs,
-        base_fingerprint=base_fingerprint,
+        base_fingerprint=base_fingerprint, made=made,
     )  # fmt: skip
 
 
@@ -181,10 +200,7 @@ def prove_and_attach(base: Base, stage: Stage) -> tuple[Proofs, PeftModel]:
     words = len(base.tokenizer)
     proofs = prove_base(base.model, words=words)
     ids, before = probe(base.model, words)
-    if stage.adapter.path is None:
-        peft_model = attach(base.model, stage.adapter, seed=stage.train.seed)
-    else:
-        peft_model = load_adapter(base.model, Path(stage.adapter.path), trainable=True)
+    peft_model = build_stack(base.model, stage.adapter, seed=stage.train.seed)
     proofs.lines.append(prove_adapters_off(peft_model, before, ids))
     return proofs, peft_model
 
@@ -221,10 +237,11 @@ def run_stage(
             if isinstance(callback, ProgressDisplay):
                 callback.close()
     take_best(trainer, folder, console)
+    check_stack(prepared.peft_model, trainable="default")
     outcome = Outcome(folder=folder.path, steps=trainer.state.global_step, tokens=trainer.progress.tokens)
     if rank() == 0:
         publish(folder, lambda part: save_all(prepared.peft_model, base, part))
-        write_stack(folder, recipe, base_fingerprint=prepared.base_fingerprint, steps=trainer.state.global_step)
+        write_stack(folder, recipe, base_fingerprint=prepared.base_fingerprint, steps=outcome.steps, made=prepared.made)
     wait_for_all()
     outcome.read()
     return outcome

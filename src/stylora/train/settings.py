@@ -6,7 +6,7 @@ Names that transformers dropped (`warmup_ratio`, `evaluation_strategy`) are stil
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -79,43 +79,8 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     @model_validator(mode="before")
     @classmethod
     def older_names(cls, values: object) -> object:
-        """`warmup_ratio: r` is `warmup_steps: r` now; `evaluation_strategy` is `eval_strategy`; `bf16: true` is `precision: bf16`;
-        `load_best_model_at_end: true` is a `metric_for_best_model`."""
-        if not isinstance(values, dict):
-            return values
-        values = dict(values)
-        if "warmup_ratio" in values:
-            if "warmup_steps" in values:
-                raise ValueError("warmup_ratio and warmup_steps both given; keep one")
-            values["warmup_steps"] = values.pop("warmup_ratio")
-        for old, new in RENAMED.items():
-            if old in values:
-                if new in values:
-                    raise ValueError(f"{old} and {new} both given; keep {new}")
-                values[new] = values.pop(old)
-        for name in ("eval_strategy", "save_strategy"):
-            if values.get(name) is False:  # YAML 1.1 reads a bare `no` as false
-                values[name] = "no"
-        given = [name for name in ("bf16", "fp16") if name in values]
-        asked = [name for name in given if values.pop(name)]
-        if given and not asked:
-            values.setdefault("precision", "fp32")  # as transformers understands `bf16: false`
-        if asked:
-            if len(asked) > 1 or "precision" in values:
-                raise ValueError("bf16, fp16 and precision are one choice; keep one")
-            values["precision"] = asked[0]
-        if "load_best_model_at_end" in values:
-            if values.pop("load_best_model_at_end"):
-                values.setdefault("metric_for_best_model", "loss")  # as transformers does
-            else:
-                values.pop("metric_for_best_model", None)
-        if isinstance(values.get("metric_for_best_model"), str):
-            values["metric_for_best_model"] = re.sub("^eval[_/]", "", values["metric_for_best_model"])
-        if isinstance(values.get("report_to"), str):
-            values["report_to"] = [values["report_to"]]
-        if values.get("report_to") == ["none"]:
-            values["report_to"] = []
-        return values
+        """What transformers called them, and still calls some."""
+        return current_names(values) if isinstance(values, dict) else values
 
     @model_validator(mode="after")
     def some_steps(self) -> Train:
@@ -127,3 +92,41 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         if self.loss_spike == "roll_back" and self.save_strategy == "no":
             raise ValueError("loss_spike is roll_back, expected checkpoints to roll back to; set save_strategy")
         return self
+
+
+def current_names(values: dict[str, Any]) -> dict[str, Any]:
+    """`warmup_ratio: r` is `warmup_steps: r` now; `evaluation_strategy` is `eval_strategy`; `bf16: true` is `precision: bf16`;
+    `load_best_model_at_end: true` is a `metric_for_best_model`. Raises ValueError for two names of one setting."""
+    values = dict(values)
+    if "warmup_ratio" in values:
+        if "warmup_steps" in values:
+            raise ValueError("warmup_ratio and warmup_steps both given; keep one")
+        values["warmup_steps"] = values.pop("warmup_ratio")
+    for old, new in RENAMED.items():
+        if old in values:
+            if new in values:
+                raise ValueError(f"{old} and {new} both given; keep {new}")
+            values[new] = values.pop(old)
+    for name in ("eval_strategy", "save_strategy"):
+        if values.get(name) is False:  # YAML 1.1 reads a bare `no` as false
+            values[name] = "no"
+    given = [name for name in ("bf16", "fp16") if name in values]
+    asked = [name for name in given if values.pop(name)]
+    if given and not asked:
+        values.setdefault("precision", "fp32")  # as transformers understands `bf16: false`
+    if asked:
+        if len(asked) > 1 or "precision" in values:
+            raise ValueError("bf16, fp16 and precision are one choice; keep one")
+        values["precision"] = asked[0]
+    if "load_best_model_at_end" in values:
+        if values.pop("load_best_model_at_end"):
+            values.setdefault("metric_for_best_model", "loss")  # as transformers does
+        else:
+            values["metric_for_best_model"] = None
+    if isinstance(values.get("metric_for_best_model"), str):
+        values["metric_for_best_model"] = re.sub("^eval[_/]", "", values["metric_for_best_model"])
+    if isinstance(values.get("report_to"), str):
+        values["report_to"] = [values["report_to"]]
+    if values.get("report_to") == ["none"]:
+        values["report_to"] = []
+    return values

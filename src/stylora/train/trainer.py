@@ -44,6 +44,8 @@ SPIKE_WINDOW = 20  # steps whose median a loss is held against
 
 Evaluator = Callable[[ForestModel, int], dict[str, float]]
 """Measures the model in eval mode at a step: metric name -> value. Names become `eval/NAME` in logs."""
+STILL = 10
+"""logged lines without a divergence, of an adapter that moves, that are taken for a fault; the first step's is always 0"""
 
 
 class TrainingStopped(Exception):
@@ -92,6 +94,8 @@ class Progress:
     samples, tokens, forest_tokens: trained so far, by all processes
     unlogged_loss: sum of the losses since the step last logged, logged_step
     unlogged_parts: likewise of its cross-entropy and its divergence from the reference, and the number of these steps
+    unlogged_anchors: the weight of the anchors in them
+    still: logged lines in a row in which the divergence was 0 while the adapter moved
     losses: of the last steps; waited: measurements since the best one
     stopped: the number of steps of a run that was ended early, so that there is nothing to go on with unless it is made longer; else 0
     rate: what the schedule's learning rate is multiplied by: 1, halved by every roll-back
@@ -104,6 +108,8 @@ class Progress:
     unlogged_loss: float = 0.0
     logged_step: int = 0
     unlogged_parts: list[float] = field(default_factory=lambda: [0.0, 0.0, 0])
+    unlogged_anchors: float = 0.0
+    still: int = 0
     losses: list[float] = field(default_factory=list)
     waited: int = 0
     stopped: int = 0
@@ -212,6 +218,7 @@ class ForestTrainer(Trainer):
         self.progress.unlogged_parts = [
             before + float(part) for before, part in zip(self.progress.unlogged_parts, [*parts, 1], strict=True)
         ]
+        self.progress.unlogged_anchors += inputs.anchor_weight
         self.progress.samples += inputs.samples
         self.progress.tokens += inputs.tokens
         self.progress.forest_tokens += int(forest_tokens)
@@ -301,8 +308,19 @@ class ForestTrainer(Trainer):
             ce, divergence = (part / steps for part in parts)
             logs |= {"ce": ce, "kl": divergence, "kl_share": kl.beta * divergence / (ce + kl.beta * divergence)}
             self.progress.unlogged_parts = [0.0, 0.0, 0]
+            self._check_divergence(divergence, moved=logs.get("learning_rate", 0.0) * logs.get("grad_norm", 0.0) > 0)
         self.state.epoch = self.state.global_step / self.steps.per_epoch
         super().log(logs, start_time)
+
+    def _check_divergence(self, divergence: float, *, moved: bool) -> None:
+        """Raises TrainingStopped where the term that should hold the adapter to its reference has been without effect."""
+        anchors, self.progress.unlogged_anchors = self.progress.unlogged_anchors, 0.0
+        if divergence != 0:
+            self.progress.still = 0
+        elif moved and anchors > 0:
+            self.progress.still += 1
+        if self.progress.still == STILL:
+            raise TrainingStopped(f"KL was 0 in {STILL} logged lines while the adapter moved: nothing holds it to its reference")
 
     def stop_asked(self) -> int | None:
         """The signal that asked this process or another one to stop; None where none did. All processes ask together."""

@@ -1,0 +1,127 @@
+"""Several stages in one recipe: what a stage takes over from the one it continues, before anything is validated.
+
+    stages:
+      - name: style
+        data: {train: novels, window: 512}
+        train: {learning_rate: 2.0e-4}
+      - name: align
+        continue: style                     # the same adapter trained on: data, objective, adapter, train, prompts and sampling are style's
+        objective: {kl: {beta: 0.1}}        # but for what is said here, key by key
+        train: {learning_rate: 5.0e-5}
+      - name: instruct
+        on: [align]                         # a new adapter on align's, which is frozen: only the base is taken over
+        data: {format: chat, train: instruct.jsonl}
+
+Works on plain mappings, as they come from YAML; knows only how stages hang together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from stylora.errors import UserError, did_you_mean
+from stylora.train.settings import current_names
+
+INHERITED = ("data", "objective", "adapter", "train", "prompts", "sampling")
+CHOOSES = {"data": ("format", "novels"), "objective": ("kind", None)}
+"""section -> the key that says which other keys there may be, and what it is where nothing is said"""
+
+
+def inherit(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """The recipe's values with every stage written out. name: of the recipe file, for messages
+
+    Raises UserError for two stages of one name, an unknown parent, one that comes later, and stages that hang on each other in a circle.
+    """
+    stages = values.get("stages")
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        return values  # validation says what is wrong
+    stages = [{"on" if key is True else key: value for key, value in stage.items()} for stage in stages]  # YAML 1.1 reads `on` as true
+    names = [stage.get("name", "style") for stage in stages]
+    for number, each in enumerate(names):
+        if each in names[:number]:
+            raise UserError(f"{name}: stages[{number}].name", got=f"{each!r} again", expected="a name of its own, for its folder has it")
+    written: list[dict[str, Any]] = []
+    for number, stage in enumerate(stages):
+        where = f"{name}: stages[{number}]"
+        for key in ("continue", "on"):
+            for parent in _as_list(stage.get(key)):
+                _check_parent(stages, names, number, parent, f"{where}.{key}")
+        if isinstance(stage.get("on"), str):
+            stage["on"] = [stage["on"]]
+        parent = stage.get("continue")
+        if parent is not None and stage.get("on"):
+            raise UserError(f"{where}.on", got="`continue` beside it", expected="one of them: go on with an adapter, or put one on it")
+        written.append(stage if parent is None else _continued(written[names.index(parent)], stage, f"{where}.adapter"))
+    return {**values, "stages": written}
+
+
+def stage_number(values: dict[str, Any], name: str) -> int | None:
+    """Which stage has this name."""
+    stages = values.get("stages")
+    names = [stage.get("name") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    return names.index(name) if name in names else None
+
+
+def _check_parent(stages: Sequence[dict[str, Any]], names: Sequence[Any], number: int, parent: Any, where: str) -> None:
+    if parent not in names:
+        raise UserError(where, got=repr(parent), expected="the name of an earlier stage", do=did_you_mean(str(parent), map(str, names)))
+    path, later = [names[number]], parent
+    while later in names and later not in path:  # follow the first of each: a circle is closed by one of them
+        path.append(later)
+        later = next(iter(_parents(stages[names.index(later)])), None)
+    if later in path:
+        circle = " -> ".join(map(str, [*path[path.index(later) :], later]))
+        raise UserError(where, got=f"a circle, {circle}", expected="a stage that is trained before this one")
+    if names.index(parent) > number:
+        raise UserError(where, got=f"{parent!r}, which comes later", expected="an earlier stage", do=f"move {parent!r} up")
+
+
+def _parents(stage: dict[str, Any]) -> list[Any]:
+    return [*_as_list(stage.get("continue")), *_as_list(stage.get("on"))]
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _continued(parent: dict[str, Any], stage: dict[str, Any], where: str) -> dict[str, Any]:
+    """`stage` with what it does not say filled in from `parent`, which is written out already."""
+    if stage.get("adapter"):
+        said = ", ".join(map(str, stage["adapter"])) if isinstance(stage["adapter"], dict) else repr(stage["adapter"])
+        raise UserError(where, got=said, expected=f"nothing: it goes on with the adapter of {stage['continue']!r}",
+                        do="remove it, or use `on` for a new adapter")  # fmt: skip
+    written = dict(stage)
+    for section in INHERITED:
+        if section in parent:
+            written[section] = _merged(section, parent[section], stage[section]) if section in stage else parent[section]
+    return written
+
+
+def _merged(section: str, theirs: Any, ours: Any) -> Any:
+    if not isinstance(theirs, dict) or not isinstance(ours, dict):
+        return ours
+    if section == "train":
+        theirs, ours = _named(theirs), _named(ours)
+        if "num_train_epochs" in ours:  # max_steps would win over it
+            theirs = {key: value for key, value in theirs.items() if key != "max_steps"}
+    if section in CHOOSES:
+        key, default = CHOOSES[section]
+        if key in ours and ours[key] != theirs.get(key, default):
+            return ours  # another kind of data or objective: the other keys would mean nothing to it
+    return _deep(theirs, ours)
+
+
+def _named(train: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return current_names(train)
+    except ValueError:
+        return train  # two names for one setting: validation meets them again and says so
+
+
+def _deep(theirs: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+    both = dict(theirs)
+    for key, value in ours.items():
+        there = both.get(key)
+        both[key] = _deep(there, value) if isinstance(there, dict) and isinstance(value, dict) else value
+    return both
