@@ -156,7 +156,8 @@ def every_way(options: argparse.Namespace, folder: Path, books: dict[str, Any], 
     stages += [
         {"name": f"align {beta:g}", "continue": "style", "objective": {"kl": {"beta": beta}}, "train": slower} for beta in BETAS
     ]
-    stages.append({"name": "without gold", "continue": "style", "train": slower, "objective": {"kl": {"beta": GOLDLESS, "drop_gold": True}}})
+    goldless = {"kl": {"beta": GOLDLESS, "drop_gold": True}}
+    stages.append({"name": "without gold", "continue": "style", "train": slower, "objective": goldless})
     for name, beta in (("general", 0.0), ("on general", STRONG)):
         stages.append({"name": name, "continue": "style", "train": slower, "data": {"general_ratio": SHARE},
                        "objective": {"kl": {"beta": beta, "on": "general"}}})  # fmt: skip
