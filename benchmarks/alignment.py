@@ -15,7 +15,7 @@ taken back than by scaling the adapter until as much style is kept. Each seed dr
     python -m benchmarks alignment --work FOLDER --style FOLDER --held-out BOOK ... --general FOLDER --general-held-out FILE ...
 
 Runs and figures are kept in `--work`: the same command goes on where it was stopped, and `--seeds` and `--ratios` may be split between
-processes that share the folder. `--plot FILE` draws the result.
+processes that share the folder. `--tables FILE` measures nothing: it writes the tables and the picture of docs/alignment.md from a result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ from stylora.run.folder import write_json
 from stylora.run.stages import train_stages
 from stylora.train.logs import read_lines
 
-from .report import Json
+from .report import ROOT, Json, with_tables
+
+PAGE, PICTURE = ROOT / "docs/alignment.md", ROOT / "docs/alignment.svg"
 
 RATIOS = (0.0, 0.1)
 BETAS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -67,11 +69,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=100, help="optimizer steps of 8 windows of 256 tokens in the first stage")
     parser.add_argument("--align-steps", type=int, default=40, help="in the second stage, at three tenths of the rate")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw the result, as .svg or .png")
+    parser.add_argument("--tables", type=Path, metavar="FILE", help="measure nothing: write the page's tables and picture from this result")
 
 
 def run(options: argparse.Namespace) -> Json:
     """{"settings", "rows", "ratios"}: one row per way and share of general text, figures as mean and spread over seeds."""
+    if options.tables is not None:
+        if not options.tables.is_file():
+            raise UserError("--tables", got=str(options.tables), expected="a result of this comparison", do="make one with --out")
+        result = json.loads(options.tables.read_text(encoding="utf-8"))
+        PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), tables(result)), encoding="utf-8")
+        draw(result["rows"], PICTURE)
+        return result
     if options.quick:
         options.seeds, options.steps, options.align_steps, options.ratios = [0], 4, 2, [0.0]
     with tempfile.TemporaryDirectory() as temporary:
@@ -82,8 +91,6 @@ def run(options: argparse.Namespace) -> Json:
         }.items()}  # fmt: skip
         figures = {(ratio, seed): one(options, work, books, ratio, seed) for ratio in options.ratios for seed in options.seeds}
     rows = [row for ratio in options.ratios for row in table(ratio, [figures[ratio, seed] for seed in options.seeds])]
-    if options.plot is not None:
-        draw(rows, options.plot)
     return {
         "settings": {
             "seeds": options.seeds, "steps": options.steps, "align_steps": options.align_steps, "window": 256, "samples_per_step": 8,
@@ -238,6 +245,27 @@ def ratios(rows: Sequence[Json]) -> dict[str, float]:
         f"{figure} of {row['way']} at {row['general_ratio']:g}": row[figure]
         for row in rows if not row["way"].startswith("style") for figure in ("kept", "taken_back", "over_free")
     }  # fmt: skip
+
+
+def tables(result: Json) -> dict[str, str]:
+    """Marker -> table of docs/alignment.md, one for each share of general text."""
+    return {f"RATIO {share:g}": markdown([row for row in result["rows"] if row["general_ratio"] == share])
+            for share in dict.fromkeys(row["general_ratio"] for row in result["rows"])}  # fmt: skip
+
+
+def markdown(rows: Sequence[Json]) -> str:
+    """The columns that answer the questions of the page."""
+    columns = ["way", "style gain", "forgetting", "kept", "taken back", "over free", "style score", "base ppl", "distinct-2", "degenerate",
+               "spikes"]  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines += [
+        f"| {row['way']} | {row['style_gain']:.3f} ± {row['style_gain_spread']:.3f} "
+        f"| {row['forgetting']:+.3f} ± {row['forgetting_spread']:.3f} | {row['kept']:.0%} | {row['taken_back']:.0%} "
+        f"| {row['over_free']:+.0%} | {row['style_score']:.2f} ± {row['style_score_spread']:.2f} | {row['fluency']:.0f} "
+        f"| {row['distinct_2']:.2f} | {row['degenerate']:.1%} | {row['spikes']} |"
+        for row in rows
+    ]
+    return "\n".join(lines)
 
 
 def draw(rows: Sequence[Json], path: Path) -> None:

@@ -142,6 +142,16 @@ def versions() -> dict[str, str]:
     return {"python": sys.version.split()[0]} | {name: version(name) for name in PACKAGES}
 
 
+def with_tables(page: str, tables: Mapping[str, str]) -> str:
+    """A page with what stands between its markers `<!-- NAME -->` and `<!-- /NAME -->` replaced."""
+    for name, table in tables.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
+        before, _, rest = page.partition(start)
+        assert end in rest, f"no place for the table {name}"
+        page = f"{before}{start}{table}\n{end}{rest.partition(end)[2]}"
+    return page
+
+
 def as_text(result: Mapping[str, Any]) -> str:
     """Hardware, versions, a table of rows (a column per figure that any row has), ratios, notes."""
     machine = result["hardware"]

@@ -41,7 +41,7 @@ from stylora.train.logs import read_lines
 from stylora.train.symptoms import GENERAL, HELD_OUT, Computed, curve, ends, look, seen, slow
 from stylora.train.trainer import TrainingStopped
 
-from .report import ROOT, Json, Measure, PeakMemory, answer, apart, take_turns
+from .report import ROOT, Json, Measure, PeakMemory, answer, apart, take_turns, with_tables
 
 PAGE = ROOT / "docs/troubleshooting.md"
 RIGHT = 1e-3  # the shipped recipe's rate for this base
@@ -100,7 +100,7 @@ def run(options: argparse.Namespace) -> Json:
     if not options.tables.is_file():
         raise UserError("--tables", got=str(options.tables), expected="a result of this comparison", do="make one with --out")
     result = json.loads(options.tables.read_text(encoding="utf-8"))
-    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), result), encoding="utf-8")
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8"), tables(result)), encoding="utf-8")
     return result
 
 
@@ -371,16 +371,6 @@ def timed_table(rows: list[Json]) -> str:
             f"| {row['padded_per_token']:.2f} | {_said(row)} |"
         )
     return "\n".join(lines)
-
-
-def with_tables(page: str, result: Json) -> str:
-    """The page with what stands between its markers replaced."""
-    for name, table in tables(result).items():
-        start, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        before, _, rest = page.partition(start)
-        assert end in rest, f"no place for the table {name}"
-        page = f"{before}{start}{table}\n{end}{rest.partition(end)[2]}"
-    return page
 
 
 def _of(result: Json, name: str) -> list[Json]:

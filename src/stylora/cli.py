@@ -104,11 +104,15 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Fail where there is no unfinished run to go on with.")] = False,
     extend: Annotated[float, typer.Option(min=0, help="Go on with a run for so many epochs more than its recipe has.")] = 0,
     nproc: Annotated[int, typer.Option(min=1, help="Processes of this machine that train together, one for each GPU.")] = 1,
+    stage: Annotated[str | None, typer.Option("--stage", help="Train this stage alone; those it begins with must be done.")] = None,
+    start: Annotated[str | None, typer.Option("--from", help="Train this stage and those after it.")] = None,
 ) -> None:
-    """Train what a recipe describes; an unfinished run goes on where it stopped."""
+    """Train what a recipe describes, stage by stage: what is done is left alone, an unfinished stage goes on where it stopped."""
     from stylora.run.start import start_training
 
-    raise typer.Exit(start_training(recipe, overrides or [], console=_console(), force=force, resume=resume, extend=extend, nproc=nproc))
+    raise typer.Exit(start_training(
+        recipe, overrides or [], console=_console(), force=force, resume=resume, extend=extend, nproc=nproc, only=stage, start=start
+    ))  # fmt: skip
 
 
 @app.command()
@@ -143,21 +147,73 @@ def generate(
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
 ) -> None:
     """Continue text with a model, as it is written."""
+    from stylora.run.generate import stream_prompts
+
+    sampling = _sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
+        seed=seed, stop=stop or [],
+    )  # fmt: skip
+    stream_prompts(model, prompt, sampling, chat=chat, base=base, without_adapter=without_adapter, trust_remote_code=trust_remote_code)
+
+
+def _sampling(**values: Any) -> Any:
+    """Options as `Sampling`. Raises UserError that names the option."""
     from pydantic import ValidationError
 
     from stylora.generate.settings import Sampling
-    from stylora.run.generate import stream_prompts
 
     try:
-        sampling = Sampling(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
-            seed=seed, stop=stop or [],
-        )  # fmt: skip
+        return Sampling(**values)
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
         raise UserError(flag, got=repr(first["input"]), expected=first["msg"].removeprefix("Value error, ")) from error
-    stream_prompts(model, prompt, sampling, chat=chat, base=base, without_adapter=without_adapter, trust_remote_code=trust_remote_code)
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="As for `generate`; the base of each is measured too.")],
+    data: Annotated[Path | None, typer.Option(help="A recipe, for its held-out text; by default the first MODEL's that has one.")] = None,
+    stage: Annotated[str | None, typer.Option(help="The stage of that recipe; the first by default.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="Prompts to continue, one a line; by default 32 neutral openings.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 100,
+    samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest tokens up to this share of probability.")] = 0.95,
+    top_k: Annotated[int, typer.Option(min=0, help="Keep so many tokens; 0 keeps all.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0, help="Above 1 makes what was said less likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws, the voice and the intervals.")] = 0,
+    checkpoints: Annotated[str | None, typer.Option(help="Also these checkpoints of each stage: `all`, or steps as in 100,200.")] = None,
+    weight: Annotated[str | None, typer.Option(help="Also with the adapter's update times these, as in 0.3,0.5.")] = None,
+    base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by adapter and recipe.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this file, as JSON.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure style, forgetting, fluency and copying of models beside their base."""
+    from stylora.evaluate.prompts import PROMPTS
+    from stylora.run import evaluation_options as given
+    from stylora.run.evaluate import evaluate as run
+    from stylora.run.folder import write_json
+    from stylora.run.show_evaluation import show
+
+    sampling = _sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty, seed=seed
+    )
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UserError("--out", got=str(out), expected="a file in a folder that is there")
+    result = run(
+        models, data=data, stage=stage, prompts=PROMPTS if prompts is None else given.read_prompts(prompts), sampling=sampling,
+        samples=samples, seed=seed, weights=(1.0,) if weight is None else given.read_weights(weight),
+        checkpoints=None if checkpoints is None else given.read_checkpoints(checkpoints), console=_console(True), base=base,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    if out is not None:
+        write_json(out, result)
+    if as_json:
+        _print_json(result)
+    else:
+        show(result, _console())
 
 
 class _ScanByDefault(TyperGroup):
@@ -289,6 +345,68 @@ def runs_rm(
         _print_json({"removed": [str(stage.folder.path) for stage in found], "bytes": freed})
     else:
         _console().print(f"removed {_escaped(named)}: {size(freed)} freed", highlight=False)
+
+
+Lang = Annotated[str, typer.Option("--lang", help="Language shown first: `zh`, `en`, or `auto`, which is the system's.")]
+Png = Annotated[Path | None, typer.Option("--png", metavar="DIR", help="Write each plot as PNG into this folder, too.")]
+
+
+@app.command()
+def report(
+    run: RunName,
+    out: Annotated[Path | None, typer.Option("--out", help="The page to write; report.html in the run's folder by default.")] = None,
+    lang: Lang = "auto",
+    png: Png = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a run as a page to look at: figures before and after, curves, samples, settings."""
+    from stylora.run import report as page
+
+    told = page.report(run, out=out, png=png, language=page.choose_language(lang), console=_console(as_json))
+    if as_json:
+        _print_json(told)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", help="Runs or stages, as `stylora runs` names them.")],
+    out: Annotated[Path | None, typer.Option("--out", help="The page to write; compare.html by default.")] = None,
+    lang: Lang = "auto",
+    png: Png = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write several runs or stages as one page, beside each other: what each gained, what it forgot, how they differ."""
+    from stylora.run import report as page
+
+    told = page.compare(runs, out=out, png=png, language=page.choose_language(lang), console=_console(as_json))
+    if as_json:
+        _print_json(told)
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    grid: Annotated[list[str], typer.Argument(metavar="KEY=A,B...", help="Overrides of several values: train.learning_rate=1e-4,1e-3.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the points, with what would be trained and what is done.")] = False,
+    evaluate: Annotated[bool, typer.Option("--evaluate", help="Measure what the model of each point writes, as `evaluate` does.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe at every point of a grid, and show which points no other beats in style and forgetting."""
+    from stylora.run import show_sweep
+    from stylora.run.sweep import plan_sweep
+    from stylora.run.sweep import sweep as run
+    from stylora.train.interruption import Interrupted
+
+    try:
+        found = plan_sweep(recipe, grid) if dry_run else run(recipe, grid, console=_console(as_json), evaluate=evaluate)
+    except Interrupted as stop:
+        raise typer.Exit(stop.exit_code) from None
+    if as_json:
+        _print_json(found)
+    else:
+        (show_sweep.show_plan if dry_run else show_sweep.show)(found, _console())
+    if any(point.get("state") == "stopped" for point in found["points"]):
+        raise typer.Exit(1)
 
 
 @app.command()

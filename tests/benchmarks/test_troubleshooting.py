@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 from benchmarks.__main__ import main
+from benchmarks.report import with_tables
 
 from benchmarks import report, troubleshooting
 from stylora.model.tokenizer_file import TINY
@@ -70,17 +71,17 @@ def test_tables_of_a_made_up_result(made_up):
 
 def test_tables_go_between_their_markers_and_nowhere_else(made_up):
     page = "".join(f"before\n<!-- {name} -->\nold\n<!-- /{name} -->\nafter\n" for name in troubleshooting.tables(made_up))
-    written = troubleshooting.with_tables(page, made_up)
+    written = with_tables(page, troubleshooting.tables(made_up))
     assert "old" not in written and written.count("before\n") == written.count("after\n") == 6
-    assert troubleshooting.with_tables(written, made_up) == written
+    assert with_tables(written, troubleshooting.tables(made_up)) == written
     with pytest.raises(AssertionError):
-        troubleshooting.with_tables("no markers", made_up)
+        with_tables("no markers", troubleshooting.tables(made_up))
 
 
 def test_the_pages_tables_are_the_stored_result():
     page = troubleshooting.PAGE.read_text(encoding="utf-8")
     result = json.loads(STORED.read_text(encoding="utf-8"))
-    assert troubleshooting.with_tables(page, result) == page, (
+    assert with_tables(page, troubleshooting.tables(result)) == page, (
         "`python -m benchmarks troubleshooting --tables benchmarks/results/troubleshooting.json` writes them anew"
     )
 

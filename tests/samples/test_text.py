@@ -71,6 +71,20 @@ def test_every_token_is_trained_or_held_out_by_book(prepare, bpe, books):
     assert data.validation["general"] == [] and data.summary.leak == {"style": 0.0}
 
 
+@pytest.mark.parametrize("mixed", [{"general_ratio": 0.2, "overlap": 8}, {"general_ratio": 0.0}])
+def test_texts_are_whole_and_each_once(prepare, bpe, books, general, mixed):
+    """Whatever windows are cut from them, and whether they are trained on or not."""
+    data = prepare({"a": {"train": str(books), "weight": 3.0}}, general=str(general), validation=["书3"], general_validation=0.3, **mixed)
+    whole = tokens_of(bpe, books)
+    assert [ids.tolist() for ids in data.texts("style", held=True)] == [whole["书3"]]
+    ours = sorted(ids.tolist() for ids in data.texts("style", held=False))
+    assert ours == sorted(ids for name, ids in whole.items() if name != "书3")
+    both = [ids.tolist() for held in (True, False) for ids in data.texts("general", held=held)]
+    assert sorted(both) == sorted(tokens_of(bpe, general).values())
+    held = {ids.tobytes() for ids in data.texts("general", held=True)}
+    assert held and all(any(window.tobytes() in text for text in held) for window in data.validation["general"])
+
+
 def test_named_books_are_held_out_by_name_or_file(prepare, books):
     data = prepare(books, validation=["书3", str(books / "书5.txt"), "书7.txt"])
     sides = {side.held: side for side in data.summary.sides}

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
@@ -34,7 +34,7 @@ def attach(
 
     Raises UserError when `targets` names modules the base does not have.
     """
-    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | nn.Embedding | Conv1D)]
+    paths = adaptable(model)
     if adapter.targets != "all-linear":
         for target in adapter.targets:
             if not any(path == target or path.endswith("." + target) for path in paths):
@@ -54,19 +54,45 @@ def attach(
     return get_peft_model(model, config, adapter_name=name)
 
 
+def adaptable(model: nn.Module) -> list[str]:
+    """Paths of the modules LoRA can adapt. One that has an adapter already counts as what it was, without its parts."""
+    found: list[str] = []
+    for path, module in model.named_modules():  # a module comes before its parts
+        part = bool(found) and path.startswith(found[-1] + ".")
+        if not part and isinstance(module, LoraLayer | nn.Linear | nn.Embedding | Conv1D):
+            found.append(path)
+    return found
+
+
 def build_stack(model: PreTrainedModel, adapter: Adapter, *, seed: int) -> PeftModel:
     """The frozen adapters that `adapter` names, bottom to top, and on them the one that learns, fresh or saved before, called `default`.
 
-    W + sum_k dW_k: all are active, one is trainable, and the frozen ones have no dropout. Raises UserError where one does not fit.
+    W + sum_k dW_k: all are active, one is trainable, and the frozen ones have no dropout. Raises UserError where one does not fit, or is
+    no LoRA adapter that can be switched off.
     """
     adapted: PreTrainedModel | PeftModel = model
     for number, folder in enumerate(adapter.frozen):
-        adapted = load_adapter(adapted, Path(folder), name=f"frozen{number}")
+        adapted = _load_lora(adapted, Path(folder), name=f"frozen{number}")
     if adapter.path is None:
         adapted = attach(adapted, adapter, seed=seed)
     else:
-        adapted = load_adapter(adapted, Path(adapter.path), trainable=True)
+        adapted = _load_lora(adapted, Path(adapter.path), trainable=True)
     activate(adapted, trainable="default")
+    return adapted
+
+
+def _load_lora(model: PreTrainedModel | PeftModel, folder: Path, *, trainable: bool = False, name: str = "default") -> PeftModel:
+    stacked = isinstance(model, PeftModel) or not trainable
+    adapted = load_adapter(model, folder, trainable=trainable, name=name)
+    config, reason = adapted.peft_config[name], None
+    if not isinstance(config, LoraConfig):
+        reason = f"an adapter of type {str(config.peft_type).removeprefix('PeftType.')}"
+    elif config.bias != "none":
+        reason = "an adapter that changes biases of the base, which can't be switched off"
+    elif stacked and (config.modules_to_save or config.trainable_token_indices):
+        reason = "an adapter that replaces whole weights, which do not add up"
+    if reason is not None:
+        raise UserError(str(folder), got=reason, expected="plain LoRA")
     return adapted
 
 
@@ -86,7 +112,7 @@ def check_stack(model: PeftModel, *, trainable: str | None) -> None:
     """Asserts that every adapter is active, and that the parameters of `trainable` learn and no others do."""
     assert list(model.active_adapters) == list(model.peft_config), "an adapter is not active"
     learns = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
-    ours = {path for path, _ in model.named_parameters() if trainable is not None and trainable in path.split(".") and "lora_" in path}
+    ours = {path for path, _ in model.named_parameters() if trainable is not None and trainable in path.split(".")}
     assert learns == ours, f"not what should learn: {sorted(learns ^ ours)[:3]}"
 
 
@@ -132,28 +158,29 @@ def restore_adapter(model: PeftModel, folder: Path) -> None:
 
 @contextmanager
 def adapter_weight(model: PeftModel, weight: float) -> Iterator[None]:
-    """Inside, the model is base + weight * update: 0 the base, 1 the adapter as it was trained. Its scales are afterwards what they were.
+    """Inside, the model is base + weight * update of all its adapters: 0 the base, 1 as it was trained. Afterwards all scales are what they
+    were.
 
-    Between 0 and 1 this interpolates base and fine-tuned weights (WiSE-FT, arXiv 2109.01903), for adapters are linear in their scale.
-    Raises UserError for an adapter that is not: DoRA, a whole module kept beside LoRA, or no LoRA at all.
+    Between 0 and 1 this interpolates base and fine-tuned weights (WiSE-FT, arXiv 2109.01903), for LoRA is linear in its scale.
+    Raises UserError for an adapter that is not (`check_linear`).
     """
-    reason = _not_linear(model)
-    if reason is not None:
-        raise UserError("weight", got=f"{weight:g} for {reason}", expected="a plain LoRA adapter", do="leave the weight at 1")
+    check_linear(model.peft_config.values())
     with rescale_adapter_scale(model, weight):
         yield
 
 
-def _not_linear(model: PeftModel) -> str | None:
-    """Why the model is not linear in its active adapters' scale; None where it is."""
-    for config in (model.peft_config[name] for name in model.active_adapters):
+def check_linear(configs: Iterable[PeftConfig]) -> None:
+    """Raises UserError for an adapter whose update can't be scaled: DoRA, whole weights beside LoRA, or no LoRA at all."""
+    for config in configs:
+        reason = None
         if not isinstance(config, LoraConfig):
-            return f"an adapter of type {config.peft_type}, which has no scale"
-        if config.use_dora:
-            return "a DoRA adapter, which divides by the length of the sum of weight and update"
-        if config.modules_to_save or config.trainable_token_indices:
-            return "an adapter that replaces whole weights beside LoRA"
-    return None
+            reason = f"an adapter of type {config.peft_type}, which has no scale"
+        elif config.use_dora:
+            reason = "a DoRA adapter, whose length is normalised after the update was added"
+        elif config.modules_to_save or config.trainable_token_indices:
+            reason = "an adapter that replaces whole weights beside LoRA"
+        if reason is not None:
+            raise UserError("weight", got=reason, expected="plain LoRA, whose update can be scaled", do="leave the weight at 1")
 
 
 def _unfit(folder: Path, reason: str) -> UserError:

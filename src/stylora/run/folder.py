@@ -7,6 +7,7 @@
     samples.jsonl      the fixed prompts, continued at every evaluation
     rejects.jsonl      rows of conversations that could not be used, where there are any
     checkpoints/       checkpoint-N: adapter, optimizer, scheduler, generators, manifest
+    evaluation.json    what `stylora evaluate` measured, of the adapter that is there
     adapter/           the adapter in plain PEFT format, the tokenizer beside it
     stack.json         base and adapters with their hashes: what generate opens; written last, so it marks a finished stage
     .lock              held while a process trains here
@@ -38,7 +39,7 @@ from stylora.model.tokenizer_file import hash_file
 from stylora.recipe.recipe import Recipe
 from stylora.samples.settings import Data, as_list
 
-LOCK = ".lock"
+LOCK, EVALUATION = ".lock", "evaluation.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,6 +308,7 @@ def write_stack(
 ) -> None:
     """Describe base and adapters, bottom to top, how far the last was trained and what it was made from (`made_from`); whoever opens the
     stage checks it against these hashes."""
+    (stage.path / EVALUATION).unlink(missing_ok=True)  # it measured an adapter that is no more
     below = zip(recipe.stages[0].adapter.frozen, made["frozen"], strict=True)
     frozen = [_entry(stage, Path(path), f"frozen{number}", hash) for number, (path, hash) in enumerate(below)]
     adapter = _entry(stage, stage.adapter, "default", adapter_hash(stage.adapter))

@@ -18,6 +18,7 @@ from stylora.errors import UserError
 from stylora.model.adapter import activate, load_adapter
 from stylora.model.base import Base, fingerprint, load_base, same_base
 from stylora.model.device import Device
+from stylora.recipe.recipe import load_recipe
 from stylora.train.checkpoint import MANIFEST
 
 from .folder import adapter_hash, parent_stage
@@ -71,7 +72,7 @@ def find_model(name: str, *, base: str | None = None) -> Found:
         return _read_stack(name, stack, base)
     if (path / "adapter_config.json").is_file():
         config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        return Found(name=name, base=base or config["base_model_name_or_path"], adapters=(path,))
+        return Found(name=name, base=base or config["base_model_name_or_path"], adapters=(*_below(path), path))
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(name, got="a folder without a finished run or model", expected="a run, stage, stack.json, PEFT or model folder")
     return Found(name=name, base=name)
@@ -85,7 +86,7 @@ def put_on(base: Base, found: Found) -> Opened:
     for number, folder in enumerate(found.adapters):
         top = number == len(found.adapters) - 1
         model = load_adapter(model, folder, name="default" if top else f"frozen{number}")
-    if isinstance(model, PeftModel):
+    if isinstance(model, PeftModel) and len(found.adapters) > 1:  # one by itself is active, of whatever type it is
         activate(model, trainable=None)
     return Opened(base=base, model=model.eval(), adapter=found.adapter)
 
@@ -105,6 +106,21 @@ def check_adapter(folder: Path, name: str, base: dict[str, Any]) -> None:
     else:
         return
     _check_base(str(folder), theirs, name, base, "train it on the base it belongs to")
+
+
+def _below(folder: Path) -> tuple[Path, ...]:
+    """The frozen adapters that a checkpoint was trained on, without which it is another model; none for other folders.
+
+    Raises UserError where one of them is not what it was.
+    """
+    stage = parent_stage(folder) if (folder / MANIFEST).is_file() else None
+    if stage is None:
+        return ()
+    frozen = [Path(path) for path in load_recipe(stage.recipe).stages[0].adapter.frozen]
+    hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("frozen", [])
+    for path, expected in zip(frozen, hashes, strict=True):
+        _check_hash(path, expected)
+    return tuple(frozen)
 
 
 def _find_stack(path: Path) -> Path | None:

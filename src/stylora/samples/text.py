@@ -167,6 +167,11 @@ class TextData:
         words = self._source(index).store.words
         return None if words is None else words[start:end].astype(bool)
 
+    def texts(self, part: Part, *, held: bool) -> list[np.ndarray]:
+        """int32 ids (views) of every stretch of the part's text on one side of the split, each once and whole: no window cuts it."""
+        sources = [source for source in self._sources if source.part == part]
+        return [source.store.ids[run.start : run.end] for source in sources for run in source.runs if run.held == held]
+
     @property
     def validation_samples(self) -> dict[str, list[Sample]]:
         """Part -> its held-out windows, each with all its tokens but the first to predict."""

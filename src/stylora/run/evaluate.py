@@ -1,0 +1,262 @@
+"""`stylora evaluate`: how much style a model has gained, and what it has lost, beside its base. The page that tells the story.
+
+    MODELs -> the data they are measured on -> base by base: the base itself, then each model, checkpoint and weight on it -> figures
+
+A base is loaded once for all models on it, and adapters are put on it in turn. What is the same for all of them, the voice and the index of
+the training text, is made once. Everything is seeded: two calls give the same figures.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from rich.console import Console
+
+from stylora.errors import UserError
+from stylora.evaluate.held_out import HeldOut, precision_context
+from stylora.evaluate.prompts import PROMPTS
+from stylora.evaluate.voice import Voice
+from stylora.generate.decode import Model
+from stylora.generate.settings import Sampling
+from stylora.model.adapter import adapter_weight, check_linear, restore_adapter
+from stylora.model.base import Base, load_base
+from stylora.model.device import Device, choose_device, keep_freed_memory
+from stylora.model.forest_model import ForestModel
+from stylora.model.proofs import prove_base
+from stylora.model.tokenizer_file import tokenizer_file
+from stylora.recipe.recipe import Recipe
+from stylora.samples.chat_data import ChatData
+from stylora.train.checkpoint import steps_there, unsound
+
+from .evaluation_data import EvaluationData, HeldOutText, TrainedOn, choose_recipe, same_place, stage_recipe
+from .evaluation_options import Checkpoints
+from .figures import Asked, alarms, continuation_figures, distance_figures, label, loss_figures, measure_loss
+from .folder import EVALUATION, StageFolder, adapter_hash, write_json
+from .open import Found, find_model, put_on
+from .show_evaluation import telling
+
+SAMPLING = Sampling(max_new_tokens=100)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A model in one state: with the weights in `folder`, those of `checkpoint` or what it ended with, and their update times `weight`.
+
+    folder: None for a bare base
+    """
+
+    name: str
+    folder: Path | None = None
+    checkpoint: int | None = None
+    weight: float = 1.0
+
+    def as_json(self, base: str) -> dict[str, Any]:
+        """The beginning of its entry. base: name of its base"""
+        adapter = None if self.folder is None else self.folder.as_posix()
+        return {"name": self.name, "base": base, "adapter": adapter, "checkpoint": self.checkpoint, "weight": self.weight}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnBase:
+    """A base, loaded, with what all models on it are measured against: the held-out text in its tokens, and its own loss of that.
+
+    head: how its logits are made, as it was proved; entry: all its own figures
+    """
+
+    base: Base
+    head: str
+    text: HeldOutText
+    loss: dict[str, HeldOut]
+    entry: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What all models of a call have in common. voice: None where there is none"""
+
+    data: EvaluationData
+    asked: Asked
+    voice: Voice | None
+    device: Device
+
+    @property
+    def generates(self) -> bool:
+        """Conversations are measured by their loss alone."""
+        return not isinstance(self.data.data, ChatData)
+
+
+def evaluate(
+    models: Sequence[str], *, data: Path | Recipe | None = None, stage: str | None = None, prompts: Sequence[str] = PROMPTS,
+    sampling: Sampling = SAMPLING, samples: int = 1, seed: int = 0, weights: Sequence[float] = (1.0,),
+    checkpoints: Checkpoints | None = None, console: Console, base: str | None = None, trust_remote_code: bool = False,
+    cache: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the models and their bases; gives what evaluation.json says, and writes it beside the stack.json of every stage.
+
+    models: MODEL arguments; data, stage: the recipe and stage whose data section is measured on, None for that of the first model that is
+        a stage; samples: continuations of each prompt; seed: of the voice and the intervals (the draws have sampling's own)
+    weights: factors of each adapter's update, 1 as trained; checkpoints: of each stage, measured before what it ended with
+    base: replaces that of PEFT folders and runs; cache: of tokens
+    Raises UserError for a MODEL, checkpoint, recipe, stage or base that is not there, and for weights an adapter can't have.
+    """
+    if not prompts:
+        raise UserError("--prompts", got="no prompt", expected="at least one to continue")
+    found = [find_model(name, base=base) for name in dict.fromkeys(models)]
+    variants = {each.name: plan(each, checkpoints, weights) for each in found}
+    if checkpoints is not None and not any(each.stack for each in found):
+        raise UserError("--checkpoints", got="no MODEL that is a stage", expected="a run or a stage, which has checkpoints")
+    for each in found:
+        tokenizer_file(each.base, where=each.where)  # a base that is not there is told before hours are spent on the others
+    asked = Asked(prompts=tuple(prompts), sampling=sampling, samples=samples, seed=seed)
+    yardstick = EvaluationData(recipe=choose_recipe(found, data, stage, base), cache=cache)
+    groups = by_base(found)
+    keep_freed_memory()
+    with telling(console, 1 + len(groups) + sum(map(len, variants.values()))) as tell:
+        tell("text and voice")
+        voice = None if isinstance(yardstick.data, ChatData) else yardstick.voice(tokens=sampling.max_new_tokens, seed=seed)
+        common = Evaluation(data=yardstick, asked=asked, voice=voice, device=choose_device())
+        entries: list[dict[str, Any]] = []
+        for group in groups:
+            named = yardstick.recipe.base if same_place(group[0].base, yardstick.recipe.base) else group[0].base  # `tiny`, not its folder
+            tell(f"base {named}")
+            on = measure_base(replace(group[0], base=named), common, trust_remote_code)
+            entries.append(on.entry)
+            for each in group:
+                own = list(measure_model(each, variants[each.name], on, common, tell))
+                entries += own
+                if each.stack is not None:
+                    keep(each.stack.parent / EVALUATION, described(common, [on.entry, *own]), console)
+            del on
+            gc.collect()  # room for the next base
+    return described(common, entries)
+
+
+def plan(found: Found, checkpoints: Checkpoints | None, weights: Sequence[float]) -> list[Variant]:
+    """Every state in which a model is measured; none for a bare base, which is measured anyway.
+
+    Raises UserError for a checkpoint that is not there or damaged, and for an adapter that can't be weighted.
+    """
+    if found.adapter is None:
+        return []
+    if any(weight != 1 for weight in weights):
+        check_linear(PeftConfig.from_pretrained(str(folder)) for folder in found.adapters)
+    states: list[tuple[int | None, Path]] = [(None, found.adapter)]
+    recipe = stage_recipe(found) if checkpoints is not None else None
+    if recipe is not None and checkpoints is not None and found.stack is not None:
+        folder = StageFolder(path=found.stack.parent, layout=recipe.layout).checkpoints
+        there = sorted(steps_there(folder))
+        states = [(step, folder / f"checkpoint-{step}") for step in (there if checkpoints == "all" else checkpoints)] + states
+        for step, path in states[:-1]:
+            trouble = "no such checkpoint" if step not in there else unsound(path)
+            if trouble is not None:
+                expected = f"one of {', '.join(map(str, there))}" if there else "a stage that kept its checkpoints"
+                raise UserError(str(path), got=trouble, expected=expected)
+    return [Variant(name=found.name, checkpoint=step, folder=path, weight=weight) for step, path in states for weight in weights]
+
+
+def by_base(found: Sequence[Found]) -> list[list[Found]]:
+    """The models of each base together, in the order in which bases and models were named."""
+    groups: list[list[Found]] = []
+    for each in found:
+        group = next((group for group in groups if same_place(group[0].base, each.base)), None)
+        if group is None:
+            groups.append([each])
+        else:
+            group.append(each)
+    return groups
+
+
+def measure_base(found: Found, common: Evaluation, trust_remote_code: bool) -> OnBase:
+    """Load a base and measure it, bare. found: a model on it"""
+    base = load_base(found.base, common.device, trust_remote_code=trust_remote_code, where=found.where)
+    proofs, data = prove_base(base.model, words=len(base.tokenizer)), common.data.data
+    if isinstance(data, ChatData) and not proofs.packs and data.branches is not None:
+        raise UserError(
+            data.branches, got="a conversation that is a tree", expected="one text, for this base does not keep branches apart",
+            do="set data.turns: last",
+        )  # fmt: skip
+    text = common.data.held_out(found.base)
+    with precision_context(common.device.device, common.device.dtype):
+        loss = measure_loss(ForestModel(base.model, words=len(base.tokenizer), head=proofs.head), text)
+    on = OnBase(base=base, head=proofs.head, text=text, loss=loss)
+    trained_on = common.data.trained_on(Found(name="base", base=found.base)) if common.generates else None
+    on.entry.update({**Variant(name="base").as_json(found.base), **figures(base.model, on, common, trained_on, loss)})
+    return on
+
+
+def measure_model(
+    found: Found, variants: Sequence[Variant], on: OnBase, common: Evaluation, tell: Callable[[str], None]
+) -> Iterator[dict[str, Any]]:
+    """The figures of a model in each of its states; afterwards the base is bare again."""
+    if not variants:
+        return
+    model, trained_on = put_on(on.base, found).model, common.data.trained_on(found) if common.generates else None
+    assert isinstance(model, PeftModel)
+    there = found.adapter
+    measured: dict[tuple[str, float], dict[str, Any]] = {}  # a stage most often ends with what its last checkpoint holds
+    for variant in variants:
+        assert variant.folder is not None
+        tell(label(variant.name, variant.checkpoint, variant.weight))
+        key = adapter_hash(variant.folder), variant.weight
+        if key not in measured:
+            if variant.folder != there:
+                restore_adapter(model, variant.folder)
+                there = variant.folder
+            with nullcontext() if variant.weight == 1 else adapter_weight(model, variant.weight):
+                measured[key] = figures(model, on, common, trained_on)
+        yield {**variant.as_json(on.base.name), **measured[key]}
+    model.unload()
+
+
+def figures(
+    model: Model, on: OnBase, common: Evaluation, trained_on: TrainedOn | None, loss: dict[str, HeldOut] | None = None
+) -> dict[str, Any]:
+    """What was measured of a model in the state it is in. trained_on: None where nothing is continued; loss: where it is known already"""
+    forest = ForestModel(on.base.model, words=len(on.base.tokenizer), head=on.head)  # adapters lie inside
+    with precision_context(common.device.device, common.device.dtype):
+        found = {"held_out": loss_figures(loss or measure_loss(forest, on.text), on.loss), **distance_figures(forest, on.text)}
+        if trained_on is None:
+            return {**found, "generation": None, "samples": []}
+        generation, samples = continuation_figures(
+            model, forest, on.base, common.asked, voice=common.voice, trained_on=trained_on.text
+        )
+    return {**found, "generation": generation | {"copied_held_out": trained_on.held_out}, "samples": samples}
+
+
+def described(common: Evaluation, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The whole as JSON has it. entries: of all models, or of one and its base"""
+    stage, asked, voice = common.data.recipe.stages[0], common.asked, common.voice
+    told = None if voice is None else {"accuracy": voice.accuracy, "passages": voice.passages, "apart": voice.apart}
+    return {
+        "settings": {
+            "seed": asked.seed, "samples": asked.samples, "prompts": list(asked.prompts),
+            "sampling": asked.sampling.model_dump(mode="json"), "precision": common.device.precision,
+            "base": common.data.recipe.base, "stage": stage.name, "data": stage.data.model_dump(mode="json"),
+        },
+        "warnings": [*common.data.warnings, *cautions(common, entries), *alarms(entries)], "voice": told, "models": list(entries),
+    }  # fmt: skip
+
+
+def cautions(common: Evaluation, entries: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What is not measured here, and what does not compare."""
+    if not common.generates:
+        yield "the data are conversations: their loss and KL are measured; style, continuations and copying are not"
+    if not any(entry["held_out"] for entry in entries):
+        yield "nothing is held out: there is no loss and no KL; set data.validation"
+    if len({entry["base"] for entry in entries}) > 1:
+        yield "the models stand on several bases: compare figures per character, not per token, and take each KL as one to its own base"
+
+
+def keep(path: Path, result: dict[str, Any], console: Console) -> None:
+    """Write evaluation.json, where the folder may be written to: somebody else's run can be measured too."""
+    if os.access(path.parent, os.W_OK):
+        write_json(path, result)
+    else:
+        console.print(f"not kept   {path.parent} can't be written to", markup=False, highlight=False)
