@@ -82,8 +82,12 @@ def _overfitting(track: Track) -> list[Mark]:
 
 
 def _seams(found: Sequence[Track]) -> list[Mark]:
-    """Where stages that follow one another meet."""
-    return [Mark(kind="stage", x=track.offset, text=track.name, colour=track.colour) for track in found if track.follows]
+    """Where stages that follow one another meet; several that begin at one place have their names in the legend alone."""
+    following = [track for track in found if track.follows]
+    alone = {track.offset for track in following if sum(other.offset == track.offset for other in following) == 1}
+    return [
+        Mark(kind="stage", x=track.offset, text=track.name if track.offset in alone else "", colour=track.colour) for track in following
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------- held out

@@ -21,13 +21,13 @@ from stylora.report.words import LANGUAGES
 
 from .folder import write_text
 from .reported import read, read_stages
-from .runs import find_run
+from .runs import REPORT, find_run
 
 
 def report(name: str, *, out: Path | None, png: Path | None, language: str, console: Console) -> dict[str, Any]:
     """One run with all its stages, or one stage. Writes the page and, where asked for, the plots; shows the table; what --json prints."""
     found = read(name)
-    return _write(found.stages, out or found.folder / "report.html", png, title=found.title, language=language, console=console)
+    return _write(found.stages, out or found.folder / REPORT, png, title=found.title, language=language, console=console)
 
 
 def compare(names: Sequence[str], *, out: Path | None, png: Path | None, language: str, console: Console) -> dict[str, Any]:

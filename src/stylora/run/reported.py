@@ -20,7 +20,7 @@ from stylora.report.figures import curve, is_number
 from stylora.report.stage import HELD_OUT, Origin, Stage
 
 from .folder import parent_stage
-from .runs import RUNS, Run, _read_object, _read_rows, find_run, is_stage, read_run
+from .runs import RUNS, Run, read_object, read_rows, find_run, is_stage, read_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +94,9 @@ def _parent_place(run: Run) -> Path | None:
 def read_stage(run: Run) -> Stage:
     """What a stage's folder holds, as plain values."""
     path, troubles = run.folder.path, list(run.troubles)
-    held_out = _held_out(_read_rows(path / "held_out.jsonl", troubles))
-    evaluation = _read_object(path / "evaluation.json", troubles)
-    rows = _read_rows(path / "metrics.jsonl", [])  # what can't be read of it is among the run's troubles already
+    held_out = _held_out(read_rows(path / "held_out.jsonl", troubles))
+    evaluation = read_object(path / "evaluation.json", troubles)
+    rows = read_rows(path / "metrics.jsonl", [])  # what can't be read of it is among the run's troubles already
     recipe = run.recipe.model_dump(mode="json") if run.recipe else {}
     stage = run.recipe.stages[0] if run.recipe else None
     runtimes = [row["train_runtime"] for row in rows if is_number(row.get("train_runtime"))]
@@ -106,8 +106,8 @@ def read_stage(run: Run) -> Stage:
         run=readable(_run_name(run)), name=readable(run.stage), state=run.state, step=run.step, steps=run.steps,
         when=datetime.fromtimestamp(run.when).astimezone().isoformat(timespec="seconds"), seconds=runtimes[-1] if runtimes else None,
         base=readable(run.recipe.base) if run.recipe else "?", rows=rows, held_out=held_out,
-        samples=_samples(_read_rows(path / "samples.jsonl", troubles)), evaluation=evaluation or None,
-        environment=_read_object(path / "environment.json", troubles), rejects=_rejects(path / "rejects.jsonl", troubles),
+        samples=_samples(read_rows(path / "samples.jsonl", troubles)), evaluation=evaluation or None,
+        environment=read_object(path / "environment.json", troubles), rejects=_rejects(path / "rejects.jsonl", troubles),
         recipe={**{key: value for key, value in recipe.items() if key != "stages"}, **recipe["stages"][0]} if recipe else {},
         asked=_asked(run), recipe_text=yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False) if recipe else "",
         metric=run.metric if chooses else None, more_is_better=bool(chooses and stage is not None and stage.train.greater_is_better),
@@ -209,7 +209,7 @@ def _root(run: Run) -> tuple[Run, bool]:
 
 
 def _logged(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    return _read_rows(path / "metrics.jsonl", []), _held_out(_read_rows(path / "held_out.jsonl", []))
+    return read_rows(path / "metrics.jsonl", []), _held_out(read_rows(path / "held_out.jsonl", []))
 
 
 def _first(rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], Mapping[str, Any]]:

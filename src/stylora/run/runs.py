@@ -22,6 +22,7 @@ from stylora.train.checkpoint import MANIFEST, steps_there
 
 from .folder import LOCK, StageFolder, locked
 
+REPORT = "report.html"
 RUNS = Path("runs")  # where runs lie when nobody says otherwise
 
 
@@ -132,10 +133,10 @@ def read_run(path: Path) -> Run:
         recipe = None
         troubles.append(str(error))
     folder = StageFolder(path=path, layout=recipe.layout if recipe else "stages")
-    stack = _read_object(folder.stack, troubles)
-    rows = _read_rows(path / "metrics.jsonl", troubles)
+    stack = read_object(folder.stack, troubles)
+    rows = read_rows(path / "metrics.jsonl", troubles)
     kept = steps_there(folder.checkpoints)
-    trainer = _read_object(folder.checkpoints / f"checkpoint-{kept[0]}" / "trainer_state.json", troubles) if kept else {}
+    trainer = read_object(folder.checkpoints / f"checkpoint-{kept[0]}" / "trainer_state.json", troubles) if kept else {}
     step = max([0, *kept[:1], *[row["step"] for row in rows[-1:]]])
     done = "adapters" in stack and step <= stack.get("steps", step)
     steps = stack.get("steps", step) if done else trainer.get("max_steps") or (recipe and max(0, recipe.stages[0].train.max_steps)) or None
@@ -144,7 +145,7 @@ def read_run(path: Path) -> Run:
         state = "broken"
     evaluations = list(_evaluations(rows))
     for number in kept:
-        _read_object(folder.checkpoints / f"checkpoint-{number}" / MANIFEST, troubles, needed=True)
+        read_object(folder.checkpoints / f"checkpoint-{number}" / MANIFEST, troubles, needed=True)
     marks = {number: ["best"] * (number == trainer.get("best_global_step")) + ["last"] * (number == kept[0]) for number in kept}
     changed = [path / "recipe.yaml", path / "metrics.jsonl", folder.stack]
     return Run(
@@ -172,7 +173,7 @@ def _metric(recipe: Recipe | None, evaluations: Sequence[dict[str, Any]]) -> str
     return next((key for key in (f"eval/{asked}", "eval/style", *measured) if key in measured), None)
 
 
-def _read_object(path: Path, troubles: list[str], *, needed: bool = False) -> dict[str, Any]:
+def read_object(path: Path, troubles: list[str], *, needed: bool = False) -> dict[str, Any]:
     """A JSON object; empty where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
@@ -188,7 +189,7 @@ def _read_object(path: Path, troubles: list[str], *, needed: bool = False) -> di
     return value
 
 
-def _read_rows(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
+def read_rows(path: Path, troubles: list[str]) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that are objects with a step."""
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
@@ -255,6 +256,7 @@ def remove(runs: Sequence[Run]) -> int:
                 elif entry.name != LOCK:
                     entry.unlink()
         shutil.rmtree(path)
-        if run.folder.layout == "stages" and path.parent.resolve() != Path.cwd() and not any(path.parent.iterdir()):
-            path.parent.rmdir()
+        left = list(path.parent.iterdir())
+        if run.folder.layout == "stages" and path.parent.resolve() != Path.cwd() and {entry.name for entry in left} <= {REPORT}:
+            shutil.rmtree(path.parent)  # a page about stages that are no more goes with the last of them
     return freed
