@@ -32,7 +32,7 @@ from stylora.forest.forest import visible
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
 from stylora.model.tokenizer_file import TINY
-from stylora.recipe.recipe import Recipe, Stage, parse_recipe
+from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
 from stylora.run.init import ENTRY, comments, scalar
 from stylora.samples.anchors import Kl
 from stylora.samples.clm import clm
@@ -49,7 +49,8 @@ BEGINNING = 1500  # characters of a book that are enough for every command
 TWO_STEPS = ["train.max_steps=2", "train.eval_strategy=no", "train.save_strategy=no", "sampling.max_new_tokens=4"]
 EPOCHS = ["train.num_train_epochs=0.3", "train.eval_strategy=no", "sampling.max_new_tokens=4"]  # for runs that are extended
 SHORT = {  # what is put behind a command so that it does not take long; a later value replaces an earlier one
-    "train": TWO_STEPS, "demo": TWO_STEPS, "generate": ["--max-new-tokens", "4"],
+    "train": TWO_STEPS, "sweep": TWO_STEPS, "demo": TWO_STEPS, "generate": ["--max-new-tokens", "4"],
+    "evaluate": ["--max-new-tokens", "4"],
 }  # fmt: skip
 SECTIONS: dict[str, type[BaseModel]] = {
     model.__name__: model for model in (Recipe, Stage, Data, Style, Cleaning, Objective, Kl, Adapter, Train, Sampling)
@@ -161,6 +162,8 @@ def stylora(words: list[str], patch: pytest.MonkeyPatch) -> None:
     if words[0] == "demo":
         patch.setattr("stylora.run.demo.shipped_folder", Path.cwd)
     short = EPOCHS if "output_dir=runs/longer" in words else SHORT.get(words[0], [])
+    if words[0] == "train":  # later stages say by themselves how long they are
+        short = [*short, *(f"stages.{number}.train.max_steps=2" for number in range(1, len(load_recipe(Path(words[1])).stages)))]
     patch.setattr(sys, "argv", ["stylora", *words, *short])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -266,7 +269,8 @@ def settings_table(model: type[BaseModel]) -> str:
     """Key, default and meaning of a section, as its docstring says it; keys without words of their own share those above."""
     told, meaning = comments(model), ""
     lines = ["| key | default | meaning |", "|---|---|---|"]
-    for key, field in model.model_fields.items():
+    for name, field in model.model_fields.items():
+        key = field.alias or name
         meaning = told.get(key, meaning if key in grouped(model) else "the section below" if model is Stage else "")
         assert meaning, f"{model.__name__}.{key} is in no docstring"
         value = field.default

@@ -10,13 +10,23 @@ import sys
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel
+from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
 from stylora.errors import UserError
-from stylora.model.adapter import Adapter, attach, count_parameters, load_adapter, restore_adapter, save_adapter
+from stylora.model.adapter import (
+    Adapter,
+    adapter_weight,
+    attach,
+    build_stack,
+    check_linear,
+    count_parameters,
+    load_adapter,
+    restore_adapter,
+    save_adapter,
+)
 
 IDS = torch.arange(3, 20)[None]
 
@@ -267,3 +277,61 @@ def test_another_adapters_weights_are_not_restored(there, saved, random_model):
     with pytest.raises(UserError, match="its weights have other names or numbers"):
         restore_adapter(peft, saved)
     assert all(torch.equal(value, before[name]) for name, value in peft.state_dict().items())
+
+
+# --- the update scaled --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stack(random_model, tmp_path) -> PeftModel:
+    """An adapter with rsLoRA's scale, frozen, and another rank on it."""
+    save_adapter(spread(attach(random_model("Qwen3"), Adapter(r=4, rslora=True), seed=0)), tmp_path / "below", base_name="tiny")
+    return spread(build_stack(random_model("Qwen3"), Adapter(r=2, frozen=[str(tmp_path / "below")]), seed=1)).eval()
+
+
+@pytest.mark.parametrize("weight", [0, 0.3, 1, 2.5])
+@torch.no_grad()
+def test_a_weight_scales_the_update_of_every_matrix(stack, random_model, weight):
+    """Against weights put together by hand; the adapters themselves, and afterwards the model, are what they were."""
+    before = {name: value.clone() for name, value in stack.state_dict().items()}
+    trained, reference = stack(input_ids=IDS).logits, random_model("Qwen3")
+    for name, module in stack.get_base_model().named_modules():
+        if hasattr(module, "lora_A"):
+            delta = sum(module.get_delta_weight(adapter) for adapter in ("frozen0", "default"))
+            reference.get_submodule(name).weight += weight * delta
+    with adapter_weight(stack, weight):
+        assert torch.allclose(stack(input_ids=IDS).logits, reference(input_ids=IDS).logits, atol=1e-4)
+        assert all(torch.equal(value, before[name]) for name, value in stack.state_dict().items())
+    assert torch.equal(stack(input_ids=IDS).logits, trained)
+
+
+@torch.no_grad()
+def test_weight_zero_is_the_base_bit_for_bit(stack, random_model):
+    with adapter_weight(stack, 0):
+        assert torch.equal(stack(input_ids=IDS).logits, random_model("Qwen3")(input_ids=IDS).logits)
+
+
+def test_scales_come_back_after_an_error(stack):
+    def scales() -> list[dict[str, float]]:
+        return [dict(module.scaling) for module in stack.modules() if hasattr(module, "lora_A")]
+
+    before = scales()
+    with pytest.raises(RuntimeError, match="stopped"), adapter_weight(stack, 0.5):
+        assert scales() == [{name: scale / 2 for name, scale in each.items()} for each in before]
+        raise RuntimeError("stopped")
+    assert scales() == before and before
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (LoraConfig(use_dora=True, target_modules=["q_proj"]), "a DoRA adapter, whose length"),
+        (LoraConfig(modules_to_save=["lm_head"], target_modules=["q_proj"]), "replaces whole weights"),
+        (IA3Config(target_modules=["v_proj", "down_proj"], feedforward_modules=["down_proj"]), "IA3, which has no scale"),
+    ],
+)
+def test_what_is_not_linear_has_no_weight(random_model, config, reason):
+    peft = get_peft_model(random_model("Qwen3"), config)
+    with pytest.raises(UserError, match=f"weight: got .*{reason}"), adapter_weight(peft, 0.5):
+        pass
+    check_linear([LoraConfig(use_rslora=True)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,11 @@ from peft import LoraConfig, get_peft_model
 from stylora.errors import UserError
 from stylora.model import forest_model as forest_model_module
 from stylora.model import proofs as module
-from stylora.model.proofs import probe, prove_adapters_off, prove_base
+from stylora.model.adapter import attach, build_stack, save_adapter
+from stylora.model.forest_model import ForestModel
+from stylora.model.proofs import probe, prove_adapters_off, prove_base, prove_kl
+from stylora.model.settings import Adapter
+from stylora.samples.anchors import Kl
 
 WORDS = 262
 
@@ -146,3 +152,86 @@ def test_probe_reads_real_words_only(random_model):
     assert ids.shape == (1, 24) and logits.shape[:2] == ids.shape
     assert int(ids.max()) < 7
     assert np.unique(module._tokens(7, 1, 24)).size > 3
+
+
+# --- KL sees the adapter ------------------------------------------------------------------------------------------------------------------
+
+
+def with_kl(random_model, kl: Kl | None = None, *, adapter: Adapter | None = None, moved: float = 0.0) -> ForestModel:
+    """A model with an adapter in it, in training mode; moved: how far its matrices are from their start."""
+    peft = attach(random_model("Qwen3"), adapter or Adapter(r=4, dropout=0.3), seed=0).train()
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter += moved * torch.randn_like(parameter)
+    return ForestModel(peft.get_base_model(), words=WORDS, kl=kl or Kl())
+
+
+def told(line: str) -> tuple[float, float]:
+    """(KL now, KL when moved)"""
+    found = re.fullmatch(r"KL sees the adapter: (\S+) now, (\S+) when it is moved a little", line)
+    assert found, line
+    return float(found[1]), float(found[2])
+
+
+EVERY_KL = [Kl(), Kl(direction="reverse"), Kl(reference="frozen"), Kl(on="general"), Kl(sample=0.01), Kl(drop_gold=True)]
+
+
+@pytest.mark.parametrize("kl", EVERY_KL, ids=str)
+@pytest.mark.parametrize("moved", [0.0, 0.1])
+def test_kl_sees_the_adapter_and_all_is_put_back(kl, moved, random_model):
+    model = with_kl(random_model, kl, moved=moved)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    trains = [(name, parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()]
+    modes, generator = [module.training for module in model.modules()], torch.get_rng_state()
+    now, when_moved = told(prove_kl(model, words=WORDS))
+    assert (now > 0) == (moved > 0) and when_moved > 1e-6
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items()), "bit for bit"
+    assert trains == [(name, parameter.requires_grad, parameter.grad) for name, parameter in model.named_parameters()]
+    assert modes == [module.training for module in model.modules()] and torch.equal(generator, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    "adapter", [Adapter(targets=["embed_tokens"]), Adapter(targets=["lm_head"]), Adapter(r=2, dora=True), Adapter(targets=["q_proj"])]
+)
+def test_kl_sees_adapters_of_every_sort_of_module(adapter, random_model):
+    """Of an embedding's two matrices it is A that begins with zeros."""
+    now, moved = told(prove_kl(with_kl(random_model, adapter=adapter), words=WORDS))
+    assert now == 0 < moved
+
+
+def test_kl_of_an_adapter_on_another_sees_the_one_that_learns(random_model, tmp_path):
+    """Held to the frozen one it is 0 before the first step; held to the base it is not."""
+    below = attach(random_model("Qwen3"), Adapter(r=4), seed=0)
+    with torch.no_grad():
+        for name, parameter in below.named_parameters():
+            if "lora_" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    save_adapter(below, tmp_path, base_name="tiny")
+    for reference in ("frozen", "base"):
+        peft = build_stack(random_model("Qwen3"), Adapter(r=2, frozen=(str(tmp_path),)), seed=1)
+        frozen = {name: value.clone() for name, value in peft.state_dict().items()}
+        model = ForestModel(peft.get_base_model(), words=WORDS, kl=Kl(reference=reference))
+        now, moved = told(prove_kl(model, words=WORDS))
+        assert (now == 0) == (reference == "frozen") and moved > now
+        assert all(torch.equal(value, frozen[name]) for name, value in peft.state_dict().items())
+
+
+@pytest.mark.parametrize("way", ["swallowed", "the reference is the model", "no number"])
+def test_a_kl_that_is_broken_is_found(way, random_model, monkeypatch):
+    """As the original's was: an exception on its way was swallowed, and the loss went on without it."""
+    model = with_kl(random_model)
+    if way == "swallowed":
+        monkeypatch.setattr(ForestModel, "_anchored", lambda self, batch: None)
+    elif way == "the reference is the model":
+        monkeypatch.setattr(forest_model_module, "as_reference", lambda *_: torch.no_grad())
+    else:
+        right = forest_model_module.edge_and_anchor_loss
+
+        def no_number(*args, **kwargs):
+            total, ce, kl = right(*args, **kwargs)
+            return total, ce, kl * float("nan")
+
+        monkeypatch.setattr(forest_model_module, "edge_and_anchor_loss", no_number)
+    with pytest.raises(AssertionError, match="of an adapter that was moved"):
+        prove_kl(model, words=WORDS)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stylora.errors import UserError
 from stylora.recipe.older import is_older, translate
 from stylora.recipe.recipe import Recipe, load_recipe, load_recipe_told, parse_recipe
+from stylora.recipe.stages import inherit
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data
 from stylora.train.settings import Train
@@ -405,7 +406,7 @@ def test_recipes_in_the_current_form_are_left_alone(path):
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert not is_older(values, path.name)
     recipe, lines = load_recipe_told(path, processes=4)
-    assert (recipe, lines) == (Recipe.model_validate(values), [])
+    assert (recipe, lines) == (Recipe.model_validate(inherit(values, path.name)), [])
 
 
 def test_older_names_in_the_current_form_are_told():

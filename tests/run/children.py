@@ -10,7 +10,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -37,18 +39,23 @@ def command(arguments: list[str], log: str, environment: dict[str, str], moment:
 def at(moment: str, do: str) -> None:
     """Put `do` in front of what happens at `moment`."""
     import stylora.model.forest_model as forest_model
+    import stylora.run.folder as folder
     import stylora.run.measuring as measuring
+    import stylora.run.train as train
     import stylora.samples.store as store
     import stylora.train.trainer as trainer
 
     owner, name, times = {
         "reading": (store, "_write_piece", 2), "training": (forest_model.ForestModel, "forward", 8),
         "measuring": (measuring, "measure", 3), "saving": (trainer, "save_adapter", 2),
+        "publishing": (os, "replace", 2), "finishing": (train, "write_stack", 1),  # of the first stage
+        "beginning": (folder, "keep_recipe", 2), "aligning": (forest_model, "as_reference", 5),  # of the second, which has KL
     }[moment]  # fmt: skip
     original, calls = getattr(owner, name), []
 
     def patched(*args, **kwargs):
-        calls.append(0)
+        if moment != "publishing" or Path(args[1]).parent.name == "adapter":
+            calls.append(0)
         if len(calls) == times:
             if do.startswith("fill "):
                 fill(Path(do[5:]))
@@ -70,8 +77,8 @@ def fill(folder: Path) -> None:
                 size //= 2
 
 
-def write_recipe(folder: Path, *, dropout: float = 0.0, **train: object) -> Path:
-    """A recipe of span training on a few windows of the examples, in fp32."""
+def write_recipe(folder: Path, *, dropout: float = 0.0, more: Sequence[dict[str, Any]] = (), **train: object) -> Path:
+    """A recipe of span training on a few windows of the examples, in fp32. more: stages after it"""
     for part in ("wuxia", "modern"):
         (folder / part).mkdir()
         for path in sorted((ROOT / "examples" / part).glob("*.txt"))[:4]:
@@ -82,7 +89,7 @@ def write_recipe(folder: Path, *, dropout: float = 0.0, **train: object) -> Path
         "objective": {"kind": "span"}, "adapter": {"r": 4, "alpha": 8, "dropout": dropout},
         "train": {"max_steps": 12, "samples_per_step": 5, "precision": "fp32", "learning_rate": 1e-3, **train},
         "sampling": {"max_new_tokens": 4},
-    }]}  # fmt: skip
+    }, *more]}  # fmt: skip
     (folder / "recipe.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     return folder / "recipe.yaml"
 

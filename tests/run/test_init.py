@@ -49,7 +49,7 @@ def test_the_recipe_loads_and_keeps_every_default(command, folder, tmp_path):
 
 def keys(section: type[BaseModel]):
     for key, field in section.model_fields.items():
-        yield key
+        yield field.alias or key
         if isinstance(field.default, BaseModel):
             yield from keys(type(field.default))
 

@@ -95,6 +95,26 @@ def test_each_line_is_printed_by_one_process(trained):
     assert len(lines) == 4, printed
 
 
+def test_two_processes_trace_one_through_two_stages(tmp_path, environment):
+    """With KL in the second; each line is printed by one process, the warning too."""
+    align = {"name": "align", "continue": "style", "objective": {"kl": {"beta": 0.1}}}
+    settings = {"max_steps": 4, "save_steps": 2, "eval_steps": 2, "tokens_per_microbatch": 100}
+    recipe = write_recipe(tmp_path, more=[align], **settings)
+    printed = {}
+    for way in ("one", "nproc"):
+        process = start(way, recipe, tmp_path / way, environment)
+        printed[way], _ = process.communicate(timeout=300)
+        assert process.returncode == 0, printed[way]
+    for line in ("warning    stage 'align'", "stage      align, 2 of 2", "proved     KL sees the adapter", "saved      "):
+        assert printed["nproc"].count(line) == printed["one"].count(line) == (2 if line.startswith("saved") else 1), printed["nproc"]
+    for stage in ("style", "align"):
+        ours, one = (metrics(tmp_path / way / stage) for way in ("nproc", "one"))
+        assert [row.keys() for row in ours] == [row.keys() for row in one] and sum("loss" in row for row in one) == 4
+        assert all("kl" in row for row in one if "loss" in row) == (stage == "align")
+        for mine, theirs in zip(ours, one, strict=True):
+            assert mine == pytest.approx(theirs, abs=1e-4)
+
+
 def wait_for_checkpoint(out: Path, step: int) -> None:
     deadline = time.monotonic() + 120
     while not (out / "style" / "checkpoints" / f"checkpoint-{step}").is_dir():

@@ -39,6 +39,7 @@ def straight(runs) -> tuple[Path, float]:
     assert runs.finish(runs.folder / "warm", "train.max_steps=1") == 0, runs.said
     started = time.perf_counter()
     assert runs.finish(runs.folder / "straight") == 0, runs.said
+    assert [path.name for path in sorted(runs.folder.glob("straight/style/checkpoints/*"))] == ["checkpoint-12", "checkpoint-9"]
     return runs.folder / "straight" / "style", time.perf_counter() - started
 
 
@@ -47,7 +48,7 @@ def same_end(stage: Path, straight: Path) -> None:
     for file in ("adapter/adapter_model.safetensors", "adapter/adapter_config.json", "held_out.jsonl", "samples.jsonl"):
         assert (stage / file).read_bytes() == (straight / file).read_bytes(), file
     assert rows(stage) == rows(straight)
-    assert [path.name for path in sorted(stage.glob("checkpoints/*"))] == ["checkpoint-12", "checkpoint-9"]
+    assert {path.name for path in stage.glob("checkpoints/*")} == {path.name for path in straight.glob("checkpoints/*")}
     assert all(unsound(path) is None for path in stage.glob("checkpoints/*"))
     assert not [*stage.rglob("*.tmp"), *stage.rglob("*.part")]
     assert event_steps(stage) == event_steps(straight)
@@ -67,23 +68,29 @@ def event_steps(stage: Path) -> list[int]:
     return [event.step for event in events.Scalars("train/loss")]
 
 
-def kill_and_finish(runs: Runs, straight: tuple[Path, float], out: Path, kills: int, seed: int) -> list[str]:
-    """Kill a run so often, every third time while it writes a checkpoint; then let it end. Returns where it went on from."""
+def kill_and_finish(
+    runs: Runs, straight: tuple[Path, float], out: Path, kills: int, seed: int, *, latest: float = 1.0
+) -> list[str]:
+    """Kill a run so often, every third time while it writes a checkpoint; then let it end. Returns where it went on from.
+
+    straight: a folder of it, and how long it takes uninterrupted; latest: share of that time after which a process is dead
+    """
     chance, resumed = random.Random(seed), []
     for kill in range(kills):
         process = runs.start(out)
-        deadline = time.perf_counter() + chance.uniform(0.05, 1.0) * straight[1]
+        deadline = time.perf_counter() + chance.uniform(0.05, latest) * straight[1]
         during_write = kill % 3 == 2
         while process.is_alive() and (during_write or time.perf_counter() < deadline):
-            if during_write and list(out.glob("style/checkpoints/.checkpoint-*.part/*")):
+            if during_write and list(out.glob("*/checkpoints/.checkpoint-*.part/*")):
                 time.sleep(chance.uniform(0, 0.02))
                 break
             time.sleep(0.001)
         process.kill()
         process.join()
-        found = find_checkpoint(out / "style" / "checkpoints")
-        assert found[1] == [], "a killed process leaves no unsound checkpoint"
-        resumed.append(found[0].path.name if found[0] else "-")
+        stages = sorted((path for path in out.glob("*") if path.is_dir()), key=lambda path: path.name != "style")
+        there = [find_checkpoint(stage / "checkpoints") for stage in stages]
+        assert not any(complaints for _, complaints in there), "a killed process leaves no unsound checkpoint"
+        resumed.append(" ".join(found.path.name if found else "-" for found, _ in there))
         if process.exitcode == 0:
             shutil.rmtree(out)  # it was faster than we
     assert runs.finish(out) == 0, runs.said
@@ -173,3 +180,75 @@ def test_a_damaged_checkpoint_is_recognised_and_the_one_before_it_used(runs, str
     assert told in runs.said
     assert "resume     from " in runs.said and "checkpoint-9" in runs.said
     same_end(stage, straight[0])
+
+
+# --- two stages ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def two_stages(tmp_path_factory) -> Runs:
+    """`style` and `align`, which goes on with it and is held to the base; dropout in both."""
+    align = {"name": "align", "continue": "style", "objective": {"kl": {"beta": 0.1}}, "train": {"learning_rate": 1e-4}}
+    settings = {"max_steps": 6, "samples_per_step": 4, "save_steps": 3, "eval_steps": 4}
+    recipe = write_recipe(tmp_path_factory.mktemp("两 stages"), dropout=0.1, more=[align], **settings)
+    return Runs(recipe, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def both_straight(two_stages) -> tuple[Path, float]:
+    """The uninterrupted run, both stages, and how long it took."""
+    assert two_stages.finish(two_stages.folder / "warm", "--stage", "style", "train.max_steps=1") == 0, two_stages.said
+    started = time.perf_counter()
+    assert two_stages.finish(two_stages.folder / "straight") == 0, two_stages.said
+    return two_stages.folder / "straight", time.perf_counter() - started
+
+
+def both_end_the_same(run: Path, straight: Path) -> None:
+    """Also in what the second began with."""
+    for stage in ("style", "align"):
+        same_end(run / stage, straight / stage)
+    made = [json.loads((folder / "align" / "stack.json").read_text(encoding="utf-8"))["made_from"] for folder in (run, straight)]
+    assert made[0] == made[1] and made[0]["start"]
+
+
+@pytest.mark.parametrize("seed", [int(time.time())], ids=["now"])
+def test_two_stages_killed_three_times_end_with_the_same_bytes(two_stages, both_straight, tmp_path, seed):
+    print("seed", seed, "went on from", kill_and_finish(two_stages, both_straight, tmp_path / "x", 3, seed, latest=0.6))
+    both_end_the_same(tmp_path / "x", both_straight[0])
+
+
+@pytest.mark.slow
+def test_two_stages_killed_twenty_times(two_stages, both_straight, tmp_path):
+    for chain in range(4):
+        print("went on from", kill_and_finish(two_stages, both_straight, tmp_path / str(chain), 5, chain, latest=0.6))
+        both_end_the_same(tmp_path / str(chain), both_straight[0])
+
+
+@pytest.mark.parametrize("moment", ["publishing", "finishing", "beginning"])
+def test_killed_between_the_stages(two_stages, both_straight, tmp_path, moment):
+    """While the first one's adapter is put in place, before its stack.json says that it is done, and before the second has a recipe."""
+    assert two_stages.finish(tmp_path / "x", moment=moment, do="SIGKILL") == -signal.SIGKILL, two_stages.said
+    assert (tmp_path / "x" / "style" / "stack.json").exists() == (moment == "beginning")
+    assert (tmp_path / "x" / "align").exists() == (moment == "beginning") and not (tmp_path / "x" / "align" / "recipe.yaml").exists()
+    assert two_stages.finish(tmp_path / "x") == 0, two_stages.said
+    assert ("done already" in two_stages.said) == (moment == "beginning")
+    both_end_the_same(tmp_path / "x", both_straight[0])
+
+
+def test_a_signal_while_the_text_of_both_is_read(two_stages, tmp_path):
+    assert two_stages.finish(tmp_path / "x", moment="reading", do="SIGTERM", cache=tmp_path / "cache") == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM: the same command starts again" in two_stages.said and "Traceback" not in two_stages.said
+    assert not (tmp_path / "x").exists() and not list((tmp_path / "cache").iterdir())
+
+
+def test_a_signal_in_the_second_stage(two_stages, both_straight, tmp_path):
+    """It is saved, the first is left alone, and the same command goes on in the second."""
+    assert two_stages.finish(tmp_path / "x", moment="aligning", do="SIGTERM") == 128 + signal.SIGTERM, two_stages.said
+    assert "stopped by SIGTERM: checkpoint-" in two_stages.said and "Traceback" not in two_stages.said
+    found, _ = find_checkpoint(tmp_path / "x" / "align" / "checkpoints")
+    assert found is not None and 0 < found.step < 6
+    style = (tmp_path / "x" / "style" / "stack.json").stat().st_mtime_ns
+    assert two_stages.finish(tmp_path / "x") == 0, two_stages.said
+    assert "done already" in two_stages.said and f"resume     from {found.path}" in two_stages.said
+    assert (tmp_path / "x" / "style" / "stack.json").stat().st_mtime_ns == style
+    both_end_the_same(tmp_path / "x", both_straight[0])

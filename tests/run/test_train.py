@@ -26,6 +26,7 @@ from stylora.model.tokenizer_file import TINY
 from stylora.recipe.recipe import Recipe, load_recipe, parse_recipe
 from stylora.run.folder import StageFolder, check_room, claim_stage, locked, make_stage, write_text
 from stylora.run.open import open_model
+from stylora.run.stages import train_stages
 from stylora.run.train import Outcome, train
 
 ROOT = Path(__file__).parents[2]
@@ -263,7 +264,7 @@ def test_a_folder_of_another_run_is_refused(finished, books):
     other = recipe(books, Path(finished.recipe.output_dir), "train.learning_rate=0.5")
     message = refused(finished.folder, other)
     assert "got another run (stages[0].train.learning_rate 0.001 there, 0.5 here), expected an empty folder or this recipe's" in message
-    assert "own run; set output_dir, or give --force" in message
+    assert "own run; set output_dir, or replace it with --force" in message
 
 
 def test_an_unfinished_run_is_gone_on_with(books, tmp_path):
@@ -497,8 +498,12 @@ SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_recipe_trains(path, cache, tmp_path, monkeypatch):
-    """Two steps on the bundled base, everything else as shipped."""
+    """Two steps of every stage on the bundled base, everything else as shipped."""
     monkeypatch.chdir(path.parents[1])
-    overrides = ["base=tiny", "train.max_steps=2", "train.samples_per_step=2", "train.eval_strategy=no", f"output_dir={tmp_path}"]
-    outcome = rerun(load_recipe(path, overrides), cache)
-    assert outcome.steps == 2 and set(outcome.held_out[-1]) == {"style", "general"} and "剑光一闪" in outcome.samples[-1]
+    names = [stage.name for stage in load_recipe(path).stages]
+    short = [f"{name}.train.{key}" for name in names for key in ("max_steps=2", "samples_per_step=2", "eval_strategy=no")]
+    recipe = load_recipe(path, ["base=tiny", f"output_dir={tmp_path}", *short])
+    outcomes = train_stages(recipe, name="unused", console=Console(quiet=True), cache=cache)
+    assert list(outcomes) == names
+    for outcome in outcomes.values():
+        assert outcome.steps == 2 and set(outcome.held_out[-1]) == {"style", "general"} and "剑光一闪" in outcome.samples[-1]

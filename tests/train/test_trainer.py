@@ -20,7 +20,9 @@ from stylora.model.adapter import attach
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel
 from stylora.model.settings import Adapter
+from stylora.samples.anchors import Kl
 from stylora.samples.clm import clm
+from stylora.samples.objective import with_anchors
 from stylora.train.checkpoint import find_checkpoint, sweep
 from stylora.train.interruption import Interrupted, Interruption
 from stylora.train.logs import MetricsFile
@@ -63,12 +65,13 @@ class Run:
 def train(random_model, tokenizer, tmp_path_factory) -> Callable[..., Run]:
     """`train(windows=..., adapter={...}, evaluators=[...], save_at=..., poison=f, **settings)`: a run on a random Qwen3.
 
-    poison: called with the PeftModel before training; start=False leaves it unstarted; resume: a step whose checkpoint lies in `folder`
+    poison: called with the PeftModel before training; start=False leaves it unstarted; resume: a step whose checkpoint lies in `folder`;
+    rate: what the learning rate is multiplied by
     """
 
     def run(
         *, windows=WINDOWS, adapter=None, evaluators=(), eval_at=(), save_at=(), callbacks=(), packs=True, poison=None, start=True,
-        folder=None, resume=None, interruption=None, **changes,
+        folder=None, resume=None, interruption=None, kl=None, rate=None, **changes,
     ) -> Run:  # fmt: skip
         settings = dict(
             num_train_epochs=2, samples_per_step=4, tokens_per_microbatch=10_000, learning_rate=5e-3, lr_scheduler_type="constant",
@@ -79,11 +82,12 @@ def train(random_model, tokenizer, tmp_path_factory) -> Callable[..., Run]:
         before = {name: p.detach().clone() for name, p in peft.state_dict().items()}
         if poison:
             poison(peft)
-        model = ForestModel(peft.get_base_model(), words=len(tokenizer))
+        model = ForestModel(peft.get_base_model(), words=len(tokenizer), kl=kl)
         if section.gradient_checkpointing:
             model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         steps = Steps(
-            lambda epoch: np.random.default_rng(epoch).permutation(len(windows)), lambda index, epoch: clm(windows[index]),
+            lambda epoch: np.random.default_rng(epoch).permutation(len(windows)),
+            lambda index, epoch: with_anchors(clm(windows[index]), kl, key=(epoch, index)),
             samples_per_step=section.samples_per_step, tokens_per_microbatch=section.tokens_per_microbatch, row_tokens=section.row_tokens,
             num_train_epochs=section.num_train_epochs, max_steps=section.max_steps, packs=packs,
         )  # fmt: skip
@@ -97,7 +101,7 @@ def train(random_model, tokenizer, tmp_path_factory) -> Callable[..., Run]:
         if start:
             if resume:
                 sweep(folder, resume)  # what came after it was never there
-            trainer.run(find_checkpoint(folder)[0] if resume else None)
+            trainer.run(find_checkpoint(folder)[0] if resume else None, rate=rate)
         return Run(trainer=trainer, peft=peft, watch=watch, before=before)
 
     return run
@@ -538,3 +542,72 @@ def test_rolled_back_it_goes_on_from_the_checkpoint_at_half_the_rate(train, tmp_
 def test_a_healthy_run_is_not_stopped(train, baseline, monkeypatch):
     monkeypatch.setattr("stylora.train.trainer.SPIKE_WINDOW", 3)
     assert train(loss_spike="stop").watch.losses == baseline.watch.losses
+
+
+# --- KL without effect --------------------------------------------------------------------------------------------------------------------
+
+
+def broken(monkeypatch) -> None:
+    """The reference is never asked, as when an exception on the way to it is swallowed; the loss shows nothing of it."""
+    monkeypatch.setattr(ForestModel, "_anchored", lambda self, batch: None)
+
+
+def kls(folder: Path) -> list[float]:
+    return [row["kl"] for row in rows(folder) if "kl" in row]
+
+
+WITHOUT_EFFECT = "KL was 0 in 10 logged lines while the adapter moved: nothing holds it to its reference"
+
+
+@pytest.mark.parametrize("logging_steps", [1, 2])
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0])
+def test_kl_without_effect_stops_training(train, tmp_path, monkeypatch, logging_steps, max_grad_norm):
+    """After ten lines, which stand in the logs."""
+    broken(monkeypatch)
+    options = dict(kl=Kl(), max_steps=30, logging_steps=logging_steps, max_grad_norm=max_grad_norm)
+    with pytest.raises(TrainingStopped, match=WITHOUT_EFFECT):
+        train(folder=tmp_path, callbacks=[MetricsFile(tmp_path / "metrics.jsonl")], **options)
+    assert kls(tmp_path) == [0.0] * 10 and rows(tmp_path)[-1]["step"] == 10 * logging_steps
+
+
+def test_the_lines_are_counted_on_after_a_break(train, tmp_path, monkeypatch):
+    broken(monkeypatch)
+    train(kl=Kl(), folder=tmp_path, max_steps=6, save_at={6}, num_train_epochs=10)
+    assert find_checkpoint(tmp_path)[0].manifest["progress"]["still"] == 6
+    with pytest.raises(TrainingStopped, match=WITHOUT_EFFECT):
+        train(kl=Kl(), folder=tmp_path, resume=6, max_steps=20, callbacks=[MetricsFile(tmp_path / "metrics.jsonl")])
+    assert [row["step"] for row in rows(tmp_path)] == [7, 8, 9, 10]
+
+
+def test_lines_with_a_divergence_begin_the_count_anew(train, tmp_path, monkeypatch):
+    """The first line of a fresh adapter is 0 by itself."""
+    right, calls = ForestModel._anchored, []
+
+    def now_and_then(self, batch):
+        calls.append(0)
+        return right(self, batch) if len(calls) % 8 == 0 else None
+
+    monkeypatch.setattr(ForestModel, "_anchored", now_and_then)
+    run = train(kl=Kl(), folder=tmp_path, max_steps=30, callbacks=[MetricsFile(tmp_path / "metrics.jsonl")])
+    assert sum(kl > 0 for kl in kls(tmp_path)) == 3 and run.trainer.progress.still == 6
+
+
+def test_kl_at_work_is_let_be(train, tmp_path):
+    run = train(kl=Kl(), folder=tmp_path, max_steps=12, callbacks=[MetricsFile(tmp_path / "metrics.jsonl")])
+    found = kls(tmp_path)
+    assert found[0] == 0 and min(found[1:]) > 0 and run.trainer.progress.still == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(kl=Kl(on="general")),  # no general text, so no anchors
+        dict(kl=Kl(), rate=0.0), dict(kl=Kl(), windows=[np.array([5], np.int32)], samples_per_step=1), dict(kl=Kl(beta=0)), dict(),
+    ],
+    ids=["no anchors", "no rate", "no gradient", "beta 0", "no kl"],
+)  # fmt: skip
+def test_kl_that_has_nothing_to_see_is_no_fault(train, tmp_path, monkeypatch, options):
+    broken(monkeypatch)
+    run = train(**options, folder=tmp_path, max_steps=15, weight_decay=0, callbacks=[MetricsFile(tmp_path / "metrics.jsonl")])
+    assert run.trainer.state.global_step == 15 and run.trainer.progress.still == 0
+    assert set(kls(tmp_path)) <= {0.0}

@@ -46,7 +46,8 @@ def join_processes(device: Device) -> str | None:
     if ranks() == 1:
         unused = torch.cuda.device_count() - 1
         return f"1, and {unused} of {unused + 1} GPUs idle; --nproc {unused + 1} uses them all" if unused > 0 else None
-    if dist.is_initialized():  # by the stage before
+    if dist.is_initialized():  # by the stage before; nobody may write before all have looked at what is there
+        wait_for_all()
         return None
     if device.device.type != "cuda":
         backend, off = "gloo", []

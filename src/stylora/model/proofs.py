@@ -116,7 +116,7 @@ def prove_kl(model: ForestModel, *, words: int) -> str:
     was_training = model.training
     model.eval()
     now = _divergence(model, batch)
-    learns = [parameter for path, parameter in model.named_parameters() if parameter.requires_grad and "lora_B" in path]
+    learns = [parameter for parameter in model.parameters() if parameter.requires_grad]  # of the two matrices of LoRA either may be zero
     kept = [parameter.detach().clone() for parameter in learns]
     random = torch.Generator().manual_seed(0)
     for parameter in learns:

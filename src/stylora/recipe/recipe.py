@@ -64,9 +64,9 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
     @field_validator("adapter", mode="before")
     @classmethod
     def some_adapter(cls, value: object) -> object:
-        """The base itself never learns. The mistake is the user's, so it passes through pydantic as `UserError`."""
+        """The base itself never learns."""
         if value is None:
-            raise UserError("adapter", got="none", expected="an adapter: it is what learns, and what KL switches off to see the base")
+            raise ValueError("an adapter: it is what learns, and what KL switches off to see the base")
         return value
 
 

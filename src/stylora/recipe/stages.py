@@ -17,15 +17,20 @@ Works on plain mappings, as they come from YAML; knows only how stages hang toge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from stylora.errors import UserError, did_you_mean
+from stylora.samples.objective import READ_BY as OBJECTIVE_READ_BY
+from stylora.samples.settings import READ_BY as DATA_READ_BY
 from stylora.train.settings import current_names
 
 INHERITED = ("data", "objective", "adapter", "train", "prompts", "sampling")
-CHOOSES = {"data": ("format", "novels"), "objective": ("kind", None)}
-"""section -> the key that says which other keys there may be, and what it is where nothing is said"""
+READ_BY: dict[str, tuple[str, Mapping[str, Container[str]]]] = {
+    "data": ("format", DATA_READ_BY),
+    "objective": ("kind", {kind: {*keys, "kind", "kl"} for kind, keys in OBJECTIVE_READ_BY.items()}),
+}  # fmt: skip
+"""section -> the key that says which other keys there may be, and for each of its values which these are"""
 
 
 def inherit(values: dict[str, Any], name: str) -> dict[str, Any]:
@@ -36,10 +41,10 @@ def inherit(values: dict[str, Any], name: str) -> dict[str, Any]:
     stages = values.get("stages")
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         return values  # validation says what is wrong
-    stages = [{"on" if key is True else key: value for key, value in stage.items()} for stage in stages]  # YAML 1.1 reads `on` as true
+    stages = [_with_on(stage) for stage in stages]
     names = [stage.get("name", "style") for stage in stages]
     for number, each in enumerate(names):
-        if each in names[:number]:
+        if str(each).casefold() in [str(other).casefold() for other in names[:number]]:  # some disks do not tell `Style` from `style`
             raise UserError(f"{name}: stages[{number}].name", got=f"{each!r} again", expected="a name of its own, for its folder has it")
     written: list[dict[str, Any]] = []
     for number, stage in enumerate(stages):
@@ -47,9 +52,9 @@ def inherit(values: dict[str, Any], name: str) -> dict[str, Any]:
         for key in ("continue", "on"):
             for parent in _as_list(stage.get(key)):
                 _check_parent(stages, names, number, parent, f"{where}.{key}")
-        if isinstance(stage.get("on"), str):
-            stage["on"] = [stage["on"]]
         parent = stage.get("continue")
+        if isinstance(parent, list):
+            raise UserError(f"{where}.continue", got=repr(parent), expected="the name of one stage", do="use `on` to build on several")
         if parent is not None and stage.get("on"):
             raise UserError(f"{where}.on", got="`continue` beside it", expected="one of them: go on with an adapter, or put one on it")
         written.append(stage if parent is None else _continued(written[names.index(parent)], stage, f"{where}.adapter"))
@@ -59,8 +64,16 @@ def inherit(values: dict[str, Any], name: str) -> dict[str, Any]:
 def stage_number(values: dict[str, Any], name: str) -> int | None:
     """Which stage has this name."""
     stages = values.get("stages")
-    names = [stage.get("name") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
+    names = [stage.get("name", "style") for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
     return names.index(name) if name in names else None
+
+
+def _with_on(stage: dict[Any, Any]) -> dict[str, Any]:
+    """With `on` under its name, which YAML 1.1 reads as true, and as a list; left out where it says nothing."""
+    named = {"on" if key is True else key: value for key, value in stage.items()}
+    if isinstance(named.get("on"), str):
+        named["on"] = [named["on"]]
+    return {key: value for key, value in named.items() if key != "on" or value is not None}
 
 
 def _check_parent(stages: Sequence[dict[str, Any]], names: Sequence[Any], number: int, parent: Any, where: str) -> None:
@@ -90,12 +103,24 @@ def _continued(parent: dict[str, Any], stage: dict[str, Any], where: str) -> dic
     if stage.get("adapter"):
         said = ", ".join(map(str, stage["adapter"])) if isinstance(stage["adapter"], dict) else repr(stage["adapter"])
         raise UserError(where, got=said, expected=f"nothing: it goes on with the adapter of {stage['continue']!r}",
-                        do="remove it, or use `on` for a new adapter")  # fmt: skip
+                        do="remove it, or use `on` for a new one")  # fmt: skip
     written = dict(stage)
     for section in INHERITED:
-        if section in parent:
-            written[section] = _merged(section, parent[section], stage[section]) if section in stage else parent[section]
+        if section not in parent:
+            continue
+        theirs = parent[section]
+        if section == "objective" and _is_chat(written.get("data")) != _is_chat(parent.get("data")):
+            theirs = _only(theirs, {"kl"})  # kinds for text mean nothing to conversations, nor the other way round
+        written[section] = _merged(section, theirs, stage[section]) if section in stage else theirs
     return written
+
+
+def _is_chat(data: Any) -> bool:
+    return isinstance(data, dict) and data.get("format") == "chat"
+
+
+def _only(section: Any, keys: Container[str]) -> Any:
+    return {key: value for key, value in section.items() if key in keys} if isinstance(section, dict) else section
 
 
 def _merged(section: str, theirs: Any, ours: Any) -> Any:
@@ -105,10 +130,9 @@ def _merged(section: str, theirs: Any, ours: Any) -> Any:
         theirs, ours = _named(theirs), _named(ours)
         if "num_train_epochs" in ours:  # max_steps would win over it
             theirs = {key: value for key, value in theirs.items() if key != "max_steps"}
-    if section in CHOOSES:
-        key, default = CHOOSES[section]
-        if key in ours and ours[key] != theirs.get(key, default):
-            return ours  # another kind of data or objective: the other keys would mean nothing to it
+    if section in READ_BY and READ_BY[section][0] in ours:
+        chooses, readers = READ_BY[section]
+        theirs = _only(theirs, readers.get(str(ours[chooses] or "clm"), theirs))  # another kind may have no use for some of them
     return _deep(theirs, ours)
 
 

@@ -167,10 +167,12 @@ def section(
     told = comments(model)
     # Keys of another kind or format would be refused.
     idle = set(Objective.model_fields) - {"kind"} if model is Objective else CHAT_ONLY if model is Data else set()
-    for key, field in model.model_fields.items():
+    idle |= {"continue", "on"} if model is Stage else set()  # there is no other stage
+    for name, field in model.model_fields.items():
+        key = field.alias or name
         if key == without:
             continue
-        default = None if field.default is PydanticUndefined else getattr(defaults, key, field.default)
+        default = None if field.default is PydanticUndefined else getattr(defaults, name, field.default)
         value = values.get(key, default)
         if isinstance(default, BaseModel):
             inner = values.get(key, {})
@@ -197,10 +199,11 @@ def commented(line: str, comment: str, indent: str) -> list[str]:
 def comments(model: type[BaseModel]) -> dict[str, str]:
     """Key -> what its section's docstring says of it; a text for several keys stands with the first."""
     found: dict[str, str] = {}
+    known = {field.alias or name for name, field in model.model_fields.items()}
     key = ""
     for line in (getdoc(model) or "").splitlines():
         entry = ENTRY.fullmatch(line)
-        if entry is not None and entry[1].split(", ")[0] in model.model_fields:
+        if entry is not None and entry[1].split(", ")[0] in known:
             key = entry[1].split(", ")[0]
             found[key] = entry[2]
         elif key and line.startswith(" "):

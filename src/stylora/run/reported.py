@@ -20,7 +20,7 @@ from stylora.report.figures import curve, is_number
 from stylora.report.stage import HELD_OUT, Origin, Stage
 
 from .folder import parent_stage
-from .runs import RUNS, Run, read_object, read_rows, find_run, is_stage, read_run
+from .runs import RUNS, Run, find_run, is_stage, read_object, read_rows, read_run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ A stage is carried out as a recipe of its own, the one that lies in its folder: 
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +15,14 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from stylora.errors import UserError, did_you_mean
-from stylora.model.processes import leave_processes
+from stylora.model.processes import leave_processes, rank
 from stylora.model.settings import Adapter
 from stylora.recipe.recipe import Recipe, Stage, load_recipe
+from stylora.samples.objective import check_vocabulary, read_vocabulary
+from stylora.train.interruption import Interrupted, Interruption
 
-from .folder import Claim, claim_stage, longer, parent_stage, run_folder, stage_folder
+from .folder import Claim, adapter_hash, claim_stage, longer, parent_stage, run_folder, stage_folder
+from .plan import open_tokenizer, plan_steps, read_data
 
 if TYPE_CHECKING:
     from .measuring import Outcome
@@ -41,21 +44,27 @@ def train_stages(
 
     name: of the run, where the recipe sets no output_dir; force: begin the chosen stages anew; extend: so many epochs more
     only: this stage alone; start: this stage and those after it
-    Raises what `train` raises, and UserError for a stage that begins with another one that is not done.
+    Raises what `train` raises, and UserError for a stage that begins with another one that is not done. What is wrong with a later stage's
+    text or settings is told before the first is trained.
     """
     from .train import train
 
+    if rank():
+        console = Console(quiet=True)
     parts = plan_stages(recipe, name=name, force=force, extend=extend, only=only, start=start)
+    left = {part.recipe.stages[0].name: part for part in parts if part.claim.state != "done"}
     for stage in recipe.stages:
-        for line in rate_warnings(recipe, stage):
+        for line in rate_warnings(recipe, stage) if stage.name in left else []:
             console.print(f"warning    {line}", markup=False, highlight=False)
+    check_later(list(left.values()), console, cache=cache)
     outcomes: dict[str, Outcome | None] = {}
     for number, part in enumerate(parts, 1):
         stage = part.recipe.stages[0]
         if len(parts) > 1:
             console.print(f"stage      {stage.name}, {number} of {len(parts)}", markup=False, highlight=False)
         outcomes[stage.name] = train(part.recipe, name=name, console=console, force=force, extend=extend, cache=cache)
-        gc.collect()  # the model of a stage that is done makes room for that of the next
+        if outcomes[stage.name] is not None:
+            gc.collect()  # its model makes room for that of the next
     leave_processes()
     return outcomes
 
@@ -84,6 +93,33 @@ def plan_stages(
         claim = claim_stage(folder, longer(own, extend), force=force, extend=bool(extend))
         parts.append(Part(recipe=own, claim=claim))
     return parts
+
+
+def check_later(parts: Sequence[Part], console: Console, *, cache: Path | None) -> None:
+    """Read and lay out what the stages after the first will train on. Raises UserError; Interrupted after a signal."""
+    made = [part.claim.stage.adapter for part in parts]
+    with Interruption() as interruption:
+        try:
+            with interruption.at_once():
+                for part in parts[1:]:
+                    _check(part.recipe, made, cache)
+        except Interrupted as stop:
+            console.print(f"stopped by {stop}: the same command starts again")
+            raise
+
+
+def _check(recipe: Recipe, made: Sequence[Path], cache: Path | None) -> None:
+    """made: folders of adapters that are not there yet"""
+    from stylora.train.trainer import check_trackers
+
+    stage, tokenizer = recipe.stages[0], open_tokenizer(recipe.base)
+    check_trackers(stage.train.report_to)
+    for start in filter(None, [stage.adapter.path, *stage.adapter.frozen]):
+        if Path(start) not in made:
+            adapter_hash(Path(start))
+    vocabulary = read_vocabulary(tokenizer)
+    check_vocabulary(stage.objective, vocabulary)
+    plan_steps(stage, read_data(recipe, tokenizer, cache=cache), vocabulary, packs=True)
 
 
 def alone(recipe: Recipe, number: int, folder: Path) -> Recipe:

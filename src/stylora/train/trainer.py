@@ -306,11 +306,13 @@ class ForestTrainer(Trainer):
         if "loss" in logs and kl is not None and kl.beta:
             *parts, steps = self.progress.unlogged_parts
             ce, divergence = (part / steps for part in parts)
-            logs |= {"ce": ce, "kl": divergence, "kl_share": kl.beta * divergence / (ce + kl.beta * divergence)}
+            whole = ce + kl.beta * divergence
+            logs |= {"ce": ce, "kl": divergence, "kl_share": kl.beta * divergence / whole if whole else 0.0}
             self.progress.unlogged_parts = [0.0, 0.0, 0]
-            self._check_divergence(divergence, moved=logs.get("learning_rate", 0.0) * logs.get("grad_norm", 0.0) > 0)
         self.state.epoch = self.state.global_step / self.steps.per_epoch
         super().log(logs, start_time)
+        if "kl" in logs:
+            self._check_divergence(logs["kl"], moved=logs.get("learning_rate", 0.0) * logs.get("grad_norm", 0.0) > 0)
 
     def _check_divergence(self, divergence: float, *, moved: bool) -> None:
         """Raises TrainingStopped where the term that should hold the adapter to its reference has been without effect."""

@@ -1,0 +1,193 @@
+"""Adapters on adapters: all of them work, the last one learns, and nothing else changes. Beside plain PEFT's own ways of adding them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
+from safetensors.torch import load_file
+from torch import nn
+
+from stylora.errors import UserError
+from stylora.model.adapter import Adapter, activate, adaptable, attach, build_stack, check_stack, restore_adapter, save_adapter
+
+IDS = torch.arange(3, 20)[None]
+
+
+def spread(peft: PeftModel) -> PeftModel:
+    """Move every matrix of the adapter that learns away from its start."""
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name and parameter.requires_grad:
+                parameter += torch.randn_like(parameter) * 0.1
+    return peft
+
+
+@pytest.fixture
+def parts(random_model, tmp_path) -> dict[str, Path]:
+    """Three saved adapters that do something, of other ranks, scales and modules, with dropout."""
+    made = {
+        "style": Adapter(r=4, alpha=8, dropout=0.5), "align": Adapter(r=2, alpha=7, dropout=0.5, targets=["q_proj", "down_proj"]),
+        "instruct": Adapter(r=3, alpha=3, dropout=0.5, rslora=True, targets=["q_proj", "embed_tokens"]),
+    }  # fmt: skip
+    for seed, (name, adapter) in enumerate(made.items()):
+        torch.manual_seed(seed)
+        save_adapter(spread(attach(random_model("Qwen3"), adapter, seed=seed)), tmp_path / name, base_name="tiny")
+    return {name: tmp_path / name for name in made}
+
+
+def stack(random_model, parts: dict[str, Path], frozen: list[str], top: str | Adapter) -> PeftModel:
+    below = tuple(str(parts[name]) for name in frozen)
+    adapter = Adapter(path=str(parts[top]), frozen=below) if isinstance(top, str) else top.model_copy(update={"frozen": below})
+    return build_stack(random_model("Qwen3").requires_grad_(False), adapter, seed=0)
+
+
+TOPS = [
+    "instruct", Adapter(r=2), Adapter(r=2, targets=["q_proj", "mlp.up_proj"]), Adapter(r=2, dora=True), Adapter(targets=["embed_tokens"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("frozen", [[], ["style"], ["style", "align"]])
+@pytest.mark.parametrize("top", TOPS, ids=["saved", "all-linear", "modules", "dora", "embedding"])
+def test_all_of_a_stack_work_and_the_last_learns(frozen, top, random_model, parts):
+    peft = stack(random_model, parts, frozen, top)
+    assert list(peft.peft_config) == list(peft.active_adapters) == [*(f"frozen{n}" for n in range(len(frozen))), "default"]
+    learns = {name for name, parameter in peft.named_parameters() if parameter.requires_grad}
+    assert learns == {name for name, _ in peft.named_parameters() if ".default" in name} and learns
+    check_stack(peft, trainable="default")
+    frozen_weights = {name: value.clone() for name, value in peft.state_dict().items() if name not in learns}
+    optimizer = torch.optim.AdamW([p for p in peft.parameters() if p.requires_grad], lr=1e-2)
+    peft.train()
+    for _ in range(2):
+        peft(input_ids=IDS, labels=IDS).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = peft.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in frozen_weights.items())
+    assert any((after[name] != 0).any() for name in learns if "lora_B" in name or "embedding_A" in name)
+
+
+def test_check_stack_finds_an_adapter_that_is_off_and_one_that_learns_too(random_model, parts):
+    """What PEFT does by itself: activate one only, and train what is active."""
+    peft = stack(random_model, parts, ["style"], "align")
+    peft.set_adapter("default")
+    with pytest.raises(AssertionError, match="an adapter is not active"):
+        check_stack(peft, trainable="default")
+    peft.base_model.set_adapter(["frozen0", "default"])
+    with pytest.raises(AssertionError, match="not what should learn: .*frozen0"):
+        check_stack(peft, trainable="default")
+    activate(peft, trainable="default")
+    with pytest.raises(AssertionError, match="not what should learn"):
+        check_stack(peft, trainable=None)
+    activate(peft, trainable=None)
+    assert not any(parameter.requires_grad for parameter in peft.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("names", [["style", "align"], ["align", "style", "instruct"]])
+def test_a_stack_is_the_base_and_every_update(names, random_model, parts):
+    """Against plain PEFT's concatenated adapter; the order does not matter to a sum."""
+    ours = stack(random_model, parts, names[:-1], names[-1]).eval()(input_ids=IDS).logits
+    peft = PeftModel.from_pretrained(random_model("Qwen3"), parts[names[0]], names[0])
+    for name in names[1:]:
+        peft.load_adapter(parts[name], name)
+    if "instruct" in names:  # `cat` knows no embeddings; all three are active
+        peft.base_model.set_adapter(names)
+    else:
+        peft.add_weighted_adapter(names, [1.0] * len(names), "both", combination_type="cat")
+        peft.set_adapter("both")
+    torch.testing.assert_close(ours, peft.eval()(input_ids=IDS).logits, rtol=0, atol=1e-5)
+    for name in names:
+        peft.set_adapter(name)
+        assert not torch.allclose(ours, peft(input_ids=IDS).logits, atol=1e-3), "each of them is seen"
+
+
+def test_dropout_of_what_is_frozen_stays_off_whatever_mode_is_set(random_model, parts):
+    """Two passes in training mode: the top's dropout alone changes the logits; with none on top nothing does."""
+    for top, noisy in (("align", True), (Adapter(r=2), False)):
+        peft = stack(random_model, parts, ["style"], top)
+        for _ in range(2):
+            peft.train()
+            one, two = (peft(input_ids=IDS).logits for _ in range(2))
+            assert torch.equal(one, two) != noisy
+            peft.eval()
+    peft = stack(random_model, parts, ["style"], "align").train()
+    live = {name for name, module in peft.named_modules() if isinstance(module, nn.Dropout) and module.p and module.training}
+    assert live and all(name.endswith("lora_dropout.default") for name in live)
+
+
+@pytest.mark.parametrize("frozen", [["style"], ["align", "style"]])
+def test_what_is_saved_of_a_stack_is_its_top_in_plain_peft(frozen, random_model, parts, tmp_path):
+    before = {path: path.read_bytes() for folder in parts.values() for path in folder.iterdir()}
+    peft = spread(stack(random_model, parts, frozen, Adapter(r=2)))
+    save_adapter(peft, tmp_path / "top", base_name="tiny")
+    assert {path: path.read_bytes() for path in before} == before
+    assert sorted(path.name for path in (tmp_path / "top").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    weights = load_file(tmp_path / "top" / "adapter_model.safetensors")
+    ours = {name.replace(".default.", "."): value for name, value in peft.state_dict().items() if ".default." in name}
+    assert weights.keys() == ours.keys() and all(torch.equal(weights[name], value) for name, value in ours.items())
+    plain = PeftModel.from_pretrained(random_model("Qwen3"), tmp_path / "top")
+    peft.base_model.set_adapter("default")
+    with torch.no_grad():
+        assert torch.equal(plain(input_ids=IDS).logits, peft.eval()(input_ids=IDS).logits)
+
+
+def test_restoring_the_top_leaves_what_is_below(random_model, parts, tmp_path):
+    peft = stack(random_model, parts, ["style"], "align")
+    whole = {name: value.clone() for name, value in peft.state_dict().items()}
+    save_adapter(peft, tmp_path / "top", base_name="tiny")
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            parameter += 1.0 if ".default." in name else 0.0
+    restore_adapter(peft, tmp_path / "top")
+    assert all(torch.equal(value, whole[name]) for name, value in peft.state_dict().items())
+    check_stack(peft, trainable="default")
+
+
+def test_a_fresh_adapter_starts_the_same_on_others_and_alone(random_model, parts):
+    alone = attach(random_model("Qwen3"), Adapter(r=2), seed=0)
+    on = stack(random_model, parts, ["style", "align"], Adapter(r=2))
+    ours = {name: value for name, value in on.state_dict().items() if ".default." in name}
+    theirs = {name: value for name, value in alone.state_dict().items() if ".default." in name}
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    below = stack(random_model, parts, ["style"], "align")
+    with torch.no_grad():
+        assert torch.equal(on.eval()(input_ids=IDS).logits, below.eval()(input_ids=IDS).logits), "it changes nothing yet"
+
+
+@pytest.mark.parametrize("target", ["base_layer", "lora_A", "frozen0", "q_porj"])
+def test_targets_on_a_stack_are_modules_of_the_base(target, random_model, parts):
+    with pytest.raises(UserError, match=f"adapter.targets: got '{target}', expected linear or embedding modules") as caught:
+        stack(random_model, parts, ["style"], Adapter(targets=[target]))
+    assert target != "q_porj" or caught.value.do == "did you mean 'q_proj'?"
+    model = stack(random_model, parts, ["style", "instruct"], Adapter(targets=["q_proj"]))
+    assert {path.rsplit(".", 1)[-1] for path in adaptable(model)} == {path.rsplit(".", 1)[-1] for path in adaptable(random_model("Qwen3"))}
+
+
+PLAIN = dict(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+NOT_PLAIN = {
+    "biases": (LoraConfig(**PLAIN, bias="all"), "changes biases of the base"),
+    "head": (LoraConfig(**PLAIN, modules_to_save=["lm_head"]), "replaces whole weights"),
+    "tokens": (LoraConfig(**PLAIN, trainable_token_indices=[1, 2]), "replaces whole weights"),
+    "ia3": (IA3Config(target_modules=["k_proj"], feedforward_modules=[], task_type="CAUSAL_LM"), "of type IA3"),
+    "prompt": (PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"), "of type PROMPT_TUNING"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_PLAIN)
+def test_what_does_not_add_up_is_not_stacked(kind, random_model, parts, tmp_path):
+    config, reason = NOT_PLAIN[kind]
+    get_peft_model(random_model("Qwen2").requires_grad_(False), config).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match=f"{reason}.*, expected plain LoRA"):
+        build_stack(random_model("Qwen2"), Adapter(frozen=(str(tmp_path / "other"),)), seed=0)
+
+
+def test_a_missing_or_unfit_adapter_below_is_named(random_model, parts, tmp_path):
+    with pytest.raises(UserError, match="nothing: got no adapter_config.json"):
+        build_stack(random_model("Qwen3"), Adapter(frozen=(str(tmp_path / "nothing"),)), seed=0)
+    for frozen, top in (((parts["style"],), None), ((parts["align"], parts["style"]), None), ((), parts["style"])):
+        adapter = Adapter(frozen=tuple(map(str, frozen)), path=top and str(top))
+        with pytest.raises(UserError, match="got an adapter that does not fit this base"):
+            build_stack(random_model("Qwen3", num_hidden_layers=1), adapter, seed=0)
