@@ -24,6 +24,7 @@ COMPARISONS = {
     "style": "training on spans: the Trainer of transformers with PEFT against stylora",
     "data": "preparing a corpus: the bare tokenizer against all of it, and memory against size",
     "objectives": "clm, span and fim on held-out books, with and without general text",
+    "kl": "a training step with cross-entropy alone, with KL beside it, and with both the plain way",
     "alignment": "a second stage with KL: style kept against forgetting taken back, and the free baseline",
     "troubleshooting": "symptoms provoked and cured: rate, epochs, forgetting, memory, speed",
 }

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import pytest
+from benchmarks.report import ROOT, with_tables
 
 from benchmarks import alignment
 from stylora.errors import UserError
@@ -75,6 +76,15 @@ def test_picture_shows_every_way(tmp_path):
     assert text.count(">align<") == 2 and text.count("general text in training: ") == 2
     alignment.draw(alignment.table(0.0, two()), tmp_path / "plane.png")
     assert (tmp_path / "plane.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_pages_tables_are_the_stored_result():
+    result = json.loads((ROOT / "benchmarks/results/alignment.json").read_text(encoding="utf-8"))
+    page = alignment.PAGE.read_text(encoding="utf-8")
+    assert with_tables(page, alignment.tables(result)) == page, (
+        "`python -m benchmarks alignment --tables benchmarks/results/alignment.json` writes them anew"
+    )
+    assert f"]({alignment.PICTURE.name})" in page and alignment.PICTURE.is_file()
 
 
 @pytest.mark.slow

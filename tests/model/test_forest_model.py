@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -235,16 +236,19 @@ def test_the_slow_head_trains_as_the_plain_model_does(kind, random_model, monkey
 # --------------------------------------------------------------------------------------------------------- CE with KL
 
 
-def held_apart(peft, samples: list[Sample], kl: Kl) -> tuple[float, float, dict[str, torch.Tensor]]:
-    """(ce, kl, gradients) of each sample alone through the plain PEFT model and PEFT's own `disable_adapter`, anchor by anchor in fp64."""
+def held_apart(peft, samples: list[Sample], kl: Kl, reference=None) -> tuple[float, float, dict[str, torch.Tensor]]:
+    """(ce, kl, gradients) of each sample alone through the plain PEFT model, anchor by anchor in fp64.
+
+    reference: a model of its own; without one it is the PEFT model under PEFT's own `disable_adapter`
+    """
     embed = peft.get_input_embeddings()
     mean = embed(torch.arange(WORDS)).mean(0)
     totals = torch.zeros(2, dtype=torch.float64)
     for sample in samples:
         ids = torch.tensor(sample.forest.ids.astype(np.int64))
         inputs = torch.where((ids == MASK)[:, None], mean, embed(ids.clamp_min(0)))[None]
-        with torch.no_grad(), peft.disable_adapter():
-            held = peft(inputs_embeds=inputs).logits[0].double()
+        with torch.no_grad(), peft.disable_adapter() if reference is None else nullcontext():
+            held = (reference or peft)(inputs_embeds=inputs).logits[0].double()
         scores = peft(inputs_embeds=inputs).logits[0].double()
         edges_, anchors = sample.edges, sample.anchors
         nats = -scores.log_softmax(-1)[edges_.source.tolist(), edges_.target.tolist()]
@@ -303,6 +307,30 @@ def test_ce_and_kl_are_those_of_separate_samples(direction, on, drop_gold, layou
     expected = held_apart(peft_model, samples, kl)
     assert expected[1] > 0
     assert_held_same(held_together(peft_model, samples, kl, 30, LAYOUTS[layout]), expected, 0.5)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+@pytest.mark.parametrize("on", ["edges", "all"])
+def test_the_reference_of_a_stack_is_the_base_or_what_is_frozen(on, direction, random_model):
+    """A trainable adapter on a frozen one, held to either; as references models of their own, without the adapters that are off."""
+    model = random_model("Qwen3")
+    bare, below = deepcopy(model), with_adapter(model)
+    frozen = deepcopy(below)
+    below.add_adapter("top", below.peft_config["default"])
+    for name, parameter in below.named_parameters():
+        if ".top." in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    below.base_model.set_adapter(["default", "top"])
+    below.set_requires_grad("default", False)
+    divergences = []
+    for reference, other in (("base", bare), ("frozen", frozen)):
+        kl = Kl(beta=0.5, reference=reference, direction=direction, on=on)
+        samples = held_samples(kl)
+        expected = held_apart(below, samples, kl, other)
+        assert_held_same(held_together(below, samples, kl, 30, LAYOUTS["tries"]), expected, 0.5)
+        assert all(".top." in name for name in expected[2])
+        divergences.append(expected[1])
+    assert abs(divergences[0] - divergences[1]) > 1e-3 * divergences[0], "the two references differ, or nothing was tested"
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])

@@ -3,7 +3,8 @@
 The head runs once per row of hidden states where an edge or an anchor starts, however many start there, and once more on the reference's
 hidden states at anchors. Where nothing in the head trains (the fast path of LoRA) a chunk's gradient with respect to the hidden states is
 computed at once, so no chunk's logits outlive it; where it trains, each chunk is recomputed in the backward. With V = 151 936 and 4 096
-tokens the plain loss holds several 2.5 GB tensors, twice as many with KL.
+tokens the plain loss holds several 2.5 GB tensors, twice as many with KL. On the fast path a chunk, which is as large as products want it,
+is gone over in tiles, which are as small as a cache wants them: only they are in float32.
 
 Which function turns hidden states into logits is the caller's choice: the head module itself where that was proved equal to the model's
 logits, else the model's own forward around an answering decoder (`logits_by_model`: scaling and soft caps included).
@@ -13,8 +14,10 @@ References: Liger Kernel's fused linear cross-entropy (arXiv 2410.10989), Cut Cr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import torch
@@ -24,13 +27,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .base import decoder_of
-from .divergence import divergence, divergence_, leave_out_, log_probabilities
+from .divergence import divergence, divergence_, leave_out_, log_probabilities, softmax
 
 Logits = Callable[[Tensor], Tensor]
 """hidden states [N, D] -> logits [N, V]"""
 
 CHUNK_ELEMENTS = 1 << 25
-"""Logits of one chunk: 2^25 elements are 128 MB in fp32; 220 rows at V = 151 936."""
+"""Logits of one chunk: 2^25 elements are 64 MB in bf16; 220 rows at V = 151 936. With fewer rows, reading the head's weight counts."""
+
+TILE_CPU, TILE = 1 << 19, 1 << 23
+"""Logits worked on in float32 at once, for every thread of a CPU and on other devices: a dozen passes go over them, best within a cache."""
 
 
 def edge_loss(hidden: Tensor, row: Tensor, target: Tensor, weight: Tensor, logits: Logits, vocabulary: int, *, trains: bool) -> Tensor:
@@ -71,7 +77,7 @@ class Anchored:
 
 
 class _Piece(NamedTuple):
-    """A chunk of rows first..last with its edges and its anchors; held: the reference is asked about all its rows."""
+    """Rows first..last with their edges and their anchors; held: the reference is asked about all of them."""
 
     first: int
     last: int
@@ -89,9 +95,11 @@ def edge_and_anchor_loss(
     Only `total` has a gradient, to `hidden`; with anchors None kl is 0 and nothing is computed for it.
     """
     assert edges.row.numel() == 0 or bool((edges.row[1:] >= edges.row[:-1]).all()), "edges must be sorted by source"
-    pieces = _pieces(hidden.shape[0], edges, anchors, vocabulary)
+    chunk = max(1, CHUNK_ELEMENTS // vocabulary)
     if not trains:
-        return _FrozenHead.apply(hidden, edges, anchors, logits, pieces)
+        tile = max(1, _tile_elements(hidden.device) // vocabulary)
+        return _FrozenHead.apply(hidden, edges, anchors, logits, _chunks(hidden.shape[0], edges, anchors, chunk, tile))
+    pieces = [piece for (piece,) in _chunks(hidden.shape[0], edges, anchors, chunk, chunk)]
     if not pieces:
         nothing = hidden.sum() * 0.0
         return nothing, nothing.detach(), nothing.detach()
@@ -100,18 +108,30 @@ def edge_and_anchor_loss(
     return ce if anchors is None else ce + anchors.beta * kl, ce.detach(), kl.detach()
 
 
-def _pieces(rows: int, edges: Edges, anchors: Anchored | None, vocabulary: int) -> list[_Piece]:
-    """Rows in chunks; half as many at once where there are anchors and a chunk has the reference's logits beside its own."""
+def _tile_elements(device: torch.device) -> int:
+    return TILE_CPU * torch.get_num_threads() if device.type == "cpu" else TILE
+
+
+def _chunks(rows: int, edges: Edges, anchors: Anchored | None, chunk: int, tile: int) -> list[list[_Piece]]:
+    """Rows in chunks of nearly one size, at most `chunk`, each in tiles of at most `tile`. All of a chunk have an anchor or none."""
     held = 0 if anchors is None else anchors.hidden.shape[0]
-    chunk, half = max(1, CHUNK_ELEMENTS // vocabulary), max(1, CHUNK_ELEMENTS // vocabulary // 2)
-    borders = [*range(0, held, half), *range(held, rows, chunk), rows]
+    starts = [*_evenly(0, held, chunk), *_evenly(held, rows, chunk)]
+    tiles = [range(first, last, tile) for first, last in pairwise([*starts, rows])]
+    borders = [first for each in tiles for first in each] + [rows]
     at = torch.tensor(borders, device=edges.row.device)
     of_edges = torch.searchsorted(edges.row, at).tolist()
     of_anchors = [0] * len(borders) if anchors is None else torch.searchsorted(anchors.held, at).tolist()
-    return [
+    pieces = iter([
         _Piece(borders[i], borders[i + 1], borders[i] < held, slice(*of_edges[i : i + 2]), slice(*of_anchors[i : i + 2]))
         for i in range(len(borders) - 1)
-    ]
+    ])  # fmt: skip
+    return [list(islice(pieces, len(each))) for each in tiles]
+
+
+def _evenly(first: int, last: int, at_most: int) -> range:
+    """Where the fewest groups of at most so many rows begin: a few rows left over would cost nearly as much as a whole group."""
+    groups = max(1, math.ceil((last - first) / at_most))
+    return range(first, last, max(1, math.ceil((last - first) / groups)))
 
 
 def _plain(hidden: Tensor, edges: Edges, anchors: Anchored | None, piece: _Piece, logits: Logits) -> Tensor:
@@ -139,30 +159,26 @@ class _FrozenHead(torch.autograd.Function):
     """Losses and the gradient of their sum in one sweep over the chunks; the backward only scales the stored gradient."""
 
     @staticmethod
-    def forward(ctx, hidden, edges, anchors, logits, pieces):
-        ce, kl = (torch.zeros((), dtype=torch.float32, device=hidden.device) for _ in range(2))
-        gradient = torch.empty_like(hidden)
+    def forward(ctx, hidden, edges, anchors, logits, chunks):
         # weights are divided by a whole step's W, which fp16 would round to zero before the loss scaler sees the gradient
         unit = _largest(edges, anchors, hidden.device)
-        for piece in pieces:
-            chunk = hidden[piece.first : piece.last].detach().requires_grad_()
+        sweep = _Sweep(edges, anchors, unit, len(hidden))
+        gradient = torch.empty_like(hidden)
+        for tiles in chunks:
+            chunk = slice(tiles[0].first, tiles[-1].last)
+            states = hidden[chunk].detach().requires_grad_()
             with torch.enable_grad():
-                scores = logits(chunk)
-            rows, targets, weights = edges.row[piece.edges] - piece.first, edges.target[piece.edges], edges.weight[piece.edges]
-            logp = log_probabilities(scores.detach())
-            ce -= (weights * logp[rows, targets]).sum()
-            weights = weights / unit
-            row_weight = torch.zeros(len(chunk), device=hidden.device).index_add_(0, rows, weights)
-            # d loss / d scores = row_weight * softmax - weights at the targets + the slope of KL, built in place of the logarithms
-            if anchors is None or not piece.held:
-                slope = logp.exp_().mul_(row_weight[:, None])
-            else:
-                divergences, slope = _held(logp, anchors, piece, row_weight, anchors.beta / unit)
-                kl += divergences
-            slope.index_put_((rows, targets), -weights, accumulate=True)
-            (gradient[piece.first : piece.last],) = torch.autograd.grad(scores, chunk, slope.to(scores.dtype))
-            del scores, logp, slope  # before the next chunk makes its own
+                scores = logits(states)
+            held = anchors.logits(anchors.hidden[chunk]) if tiles[0].held else None
+            slope = torch.empty_like(scores)
+            for tile in tiles:
+                inside = slice(tile.first - chunk.start, tile.last - chunk.start)
+                reference = None if held is None else held[inside].float()
+                slope[inside] = sweep.slope(scores.detach()[inside].float(), reference, tile)
+            (gradient[chunk],) = torch.autograd.grad(scores, states, slope)
+            del scores, held, slope  # before the next chunk makes its own
         ctx.save_for_backward(gradient, unit)
+        ce, kl = sweep.losses()
         total = ce.clone() if anchors is None else ce + anchors.beta * kl
         ctx.mark_non_differentiable(ce, kl)
         return total, ce, kl
@@ -181,22 +197,50 @@ def _largest(edges: Edges, anchors: Anchored | None, device: torch.device) -> Te
     return torch.stack(weights).max() if weights else torch.ones((), device=device)
 
 
-def _held(logp: Tensor, anchors: Anchored, piece: _Piece, row_weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """(sum of weight * KL, row_weight * p + scale * weight * slope [N, V]) of a chunk's anchors; takes the memory of logp."""
-    logq = log_probabilities(anchors.logits(anchors.hidden[piece.first : piece.last]).detach())
-    if anchors.gold is None:
-        weight = anchors.weight[piece.anchors]
-        kl, p, slope = divergence_(logp, logq, reverse=anchors.reverse)
-        return (weight * kl).sum(), p.mul_(row_weight[:, None]).addcmul_(slope, (weight * scale)[:, None])
-    total, slopes = torch.zeros((), device=logp.device), torch.zeros_like(logp)
-    for first in range(piece.anchors.start, piece.anchors.stop, len(logp)):  # a row has an anchor for each of its gold tokens
-        group = slice(first, min(first + len(logp), piece.anchors.stop))
-        held, gold, weight = anchors.held[group] - piece.first, anchors.gold[group], anchors.weight[group]
-        own, other = (log_probabilities(leave_out_(each[held], gold)) for each in (logp, logq))
-        kl, _, slope = divergence_(own, other, reverse=anchors.reverse)
-        total += (weight * kl).sum()
-        slopes.index_add_(0, held, slope.mul_((weight * scale)[:, None]))
-    return total, slopes.addcmul_(logp.exp_(), row_weight[:, None])
+class _Sweep:
+    """What the tiles of a sweep have in common, and what they find: nats [E] and divergences [A], not weighted yet."""
+
+    def __init__(self, edges: Edges, anchors: Anchored | None, unit: Tensor, rows: int) -> None:
+        """unit: what weights are divided by in gradients"""
+        self.edges, self.anchors = edges, anchors
+        self.edge_weight = edges.weight / unit
+        self.row_weight = torch.zeros(rows, device=unit.device).index_add_(0, edges.row, self.edge_weight)
+        self.nats = torch.empty_like(edges.weight)
+        if anchors is not None:
+            self.anchor_weight = anchors.weight * (anchors.beta / unit)
+            self.divergences = torch.empty_like(anchors.weight)
+
+    def losses(self) -> tuple[Tensor, Tensor]:
+        """(ce, kl), when all tiles are done."""
+        ce = (self.edges.weight * self.nats).sum()
+        return ce, ce.new_zeros(()) if self.anchors is None else (self.anchors.weight * self.divergences).sum()
+
+    def slope(self, scores: Tensor, reference: Tensor | None, tile: _Piece) -> Tensor:
+        """d loss / d scores, float32 [N, V], of a tile's scores and those of its reference, whose memory is taken."""
+        anchors, model = self.anchors, softmax(scores)
+        row, target = self.edges.row[tile.edges] - tile.first, self.edges.target[tile.edges]
+        self.nats[tile.edges] = model.normaliser[row] - scores[row, target]
+        row_weight = (self.row_weight[tile.first : tile.last] / model.total)[:, None]
+        if anchors is None or reference is None:
+            slope = model.p.mul_(row_weight)
+        elif anchors.gold is None:
+            self.divergences[tile.anchors], pull = divergence_(scores, model, reference, reverse=anchors.reverse)
+            slope = model.p.mul_(row_weight).addcmul_(pull, self.anchor_weight[tile.anchors, None], value=-1)
+        else:
+            slope = model.p.mul_(row_weight)
+            self._pull_without_gold(slope, scores, reference, tile, anchors, anchors.gold)
+        return slope.index_put_((row, target), -self.edge_weight[tile.edges], accumulate=True)
+
+    def _pull_without_gold(
+        self, slope: Tensor, scores: Tensor, reference: Tensor, tile: _Piece, anchors: Anchored, gold: Tensor
+    ) -> None:
+        """A row has an anchor for each of its gold tokens: as many at once as the tile has rows."""
+        for first in range(tile.anchors.start, tile.anchors.stop, len(scores)):
+            group = slice(first, min(first + len(scores), tile.anchors.stop))
+            held = anchors.held[group] - tile.first
+            own, other = (leave_out_(each.index_select(0, held), gold[group]) for each in (scores, reference))
+            self.divergences[group], pull = divergence_(own, softmax(own), other, reverse=anchors.reverse)
+            slope.index_add_(0, held, pull.mul_(self.anchor_weight[group, None]), alpha=-1)
 
 
 class _Answer(nn.Module):
