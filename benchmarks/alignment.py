@@ -44,6 +44,7 @@ from stylora.train.logs import read_lines
 from .report import ROOT, Json, with_tables
 
 PAGE, PICTURE = ROOT / "docs/alignment.md", ROOT / "docs/alignment.svg"
+SWEEP = ROOT / "benchmarks/results/rate-and-epochs.json"
 
 RATIOS = (0.0, 0.1)
 BETAS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -51,6 +52,7 @@ WEIGHTS = (0.3, 0.5, 0.7, 0.9)
 GOLDLESS = 0.5  # beta where the token to be learned is left out of both distributions
 STRONG = 1.0  # beta where KL is held on general text, whose gradient does not work against what is learned
 SHARE = 0.3  # of general text in that stage
+FORGOT = 0.05  # nats a token from which shares of it say something
 GENERATED = ("style_score", "fluency", "distinct_2", "degenerate", "repeated")
 SPIKE, USUAL = 2.0, 20  # a loss above so many times the median of the last so many steps
 
@@ -127,12 +129,12 @@ def one(options: argparse.Namespace, work: Path, books: dict[str, Any], ratio: f
     """Train and measure every way for one seed, or read what was measured: {way: figures}."""
     folder = work / f"ratio-{ratio:g}-seed-{seed}"
     kept = folder / "figures.json"
-    if kept.is_file():
-        return json.loads(kept.read_text(encoding="utf-8"))
     console = Console(stderr=True)
     console.print(f"{folder}: training")
     recipe = every_way(options, folder, books, ratio, seed)
-    train_stages(recipe, name="alignment", console=Console(quiet=True))
+    train_stages(recipe, name="alignment", console=Console(quiet=True))  # refuses runs of other settings in this folder
+    if kept.is_file():
+        return json.loads(kept.read_text(encoding="utf-8"))
     names = [stage.name for stage in recipe.stages]
     sampling = SAMPLING.model_copy(update={"seed": seed, "max_new_tokens": 8 if options.quick else SAMPLING.max_new_tokens})
     console.print(f"{folder}: measuring")
@@ -194,12 +196,12 @@ def spikes(folder: Path) -> int:
 
 
 def table(ratio: float, seeds: Sequence[Json]) -> list[Json]:
-    """One row per way that was measured with every seed."""
+    """One row per way that was measured with every seed, LoRA only first. Where it forgot next to nothing, nothing can be taken back."""
     rows = [row(way, ratio, seeds) for way in seeds[0] if way != "base" and all(way in seed for seed in seeds)]
+    if rows[0]["forgetting"] < FORGOT:
+        return [each | {"taken_back": None, "over_free": None} for each in rows]
     free = free_curve(rows)
-    for each in rows:
-        each["over_free"] = each["taken_back"] - taken_back_free(free, each["kept"])
-    return rows
+    return [each | {"over_free": each["taken_back"] - taken_back_free(free, each["kept"])} for each in rows]
 
 
 def row(way: str, ratio: float, seeds: Sequence[Json]) -> Json:
@@ -243,14 +245,25 @@ def ratios(rows: Sequence[Json]) -> dict[str, float]:
     """The figures that the page quotes of every two-stage way."""
     return {
         f"{figure} of {row['way']} at {row['general_ratio']:g}": row[figure]
-        for row in rows if not row["way"].startswith("style") for figure in ("kept", "taken_back", "over_free")
+        for row in rows if not row["way"].startswith("style") for figure in ("kept", "taken_back", "over_free") if row[figure] is not None
     }  # fmt: skip
 
 
 def tables(result: Json) -> dict[str, str]:
-    """Marker -> table of docs/alignment.md, one for each share of general text."""
-    return {f"RATIO {share:g}": markdown([row for row in result["rows"] if row["general_ratio"] == share])
+    """Marker -> table of docs/alignment.md: one for each share of general text, and the stored sweep's."""
+    ways = {f"RATIO {share:g}": markdown([row for row in result["rows"] if row["general_ratio"] == share])
             for share in dict.fromkeys(row["general_ratio"] for row in result["rows"])}  # fmt: skip
+    return ways | {"SWEEP": swept(json.loads(SWEEP.read_text(encoding="utf-8")))}
+
+
+def swept(sweep: Json) -> str:
+    """A sweep.json of learning rates and epochs as a table; a star marks the frontier."""
+    lines = ["| learning rate | epochs | style | general text | |", "|---|---|---|---|---|"]
+    for point in sweep["points"]:
+        style, general = (point["parts"][part]["perplexity_change"] for part in ("style", "general"))
+        rate, epochs = point["values"].values()
+        lines.append(f"| {rate:g} | {epochs} | {style:+.1%} | {general:+.1%} | {'★' if point['frontier'] else ''} |")
+    return "\n".join(lines)
 
 
 def markdown(rows: Sequence[Json]) -> str:
@@ -260,12 +273,16 @@ def markdown(rows: Sequence[Json]) -> str:
     lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     lines += [
         f"| {row['way']} | {row['style_gain']:.3f} ± {row['style_gain_spread']:.3f} "
-        f"| {row['forgetting']:+.3f} ± {row['forgetting_spread']:.3f} | {row['kept']:.0%} | {row['taken_back']:.0%} "
-        f"| {row['over_free']:+.0%} | {row['style_score']:.2f} ± {row['style_score_spread']:.2f} | {row['fluency']:.0f} "
+        f"| {row['forgetting']:+.3f} ± {row['forgetting_spread']:.3f} | {row['kept']:.0%} | {_share(row['taken_back'], '.0%')} "
+        f"| {_share(row['over_free'], '+.0%')} | {row['style_score']:.2f} ± {row['style_score_spread']:.2f} | {row['fluency']:.0f} "
         f"| {row['distinct_2']:.2f} | {row['degenerate']:.1%} | {row['spikes']} |"
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def _share(value: float | None, form: str) -> str:
+    return "–" if value is None else format(value, form)
 
 
 def draw(rows: Sequence[Json], path: Path) -> None:

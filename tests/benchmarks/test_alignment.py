@@ -43,6 +43,14 @@ def test_table_by_hand():
     assert align["over_free"] == pytest.approx(0.7 - 0.36)
 
 
+def test_shares_of_a_forgetting_that_hardly_was_are_left_out():
+    seeds = [seed(base=(6, 5), style=(4, 5.01), align=(4.2, 4.98))]
+    rows = alignment.table(0.1, seeds)
+    assert [row["taken_back"] for row in rows] == [row["over_free"] for row in rows] == [None, None]
+    assert rows[1]["kept"] == pytest.approx(0.9) and rows[1]["forgetting"] == pytest.approx(-0.02)
+    assert "| 90% | – | – |" in alignment.markdown(rows) and list(alignment.ratios(rows)) == ["kept of align at 0.1"]
+
+
 def test_nothing_is_free_beyond_what_lora_learned():
     curve = [(0.0, 1.0), (0.5, 0.8), (1.0, 0.0)]
     assert alignment.taken_back_free(curve, 1.2) == 0.0

@@ -377,3 +377,14 @@ def test_shipped_recipes_go_on_more_slowly(path):
     for stage in stages.values():
         if stage.continues is not None:
             assert stage.train.learning_rate < stages[stage.continues].train.learning_rate
+
+
+def test_an_adapter_does_not_count_twice():
+    """`align` holds all that `style` learned: with both in a stack it would be there twice. Side by side, or one on the other, is fine."""
+    align = {"name": "align", "continue": "style"}
+    said = "stages[2].on: got 'align' and 'style', which it goes on with, expected one of them, or it counts twice; leave 'style' out"
+    assert said in refused(STYLE, align, plain("top", on=["style", "align"]))
+    upper = plain("upper", on=["style"])
+    assert "'align' and 'style'" in refused(STYLE, align, upper, plain("top", on=["upper", "align"]))
+    assert recipe(STYLE, align, upper, plain("top", on=["upper"])).stages[3].on == ("upper",)
+    assert recipe(STYLE, align, plain("top", on=["align"])).stages[2].on == ("align",)

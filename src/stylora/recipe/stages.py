@@ -36,7 +36,8 @@ READ_BY: dict[str, tuple[str, Mapping[str, Container[str]]]] = {
 def inherit(values: dict[str, Any], name: str) -> dict[str, Any]:
     """The recipe's values with every stage written out. name: of the recipe file, for messages
 
-    Raises UserError for two stages of one name, an unknown parent, one that comes later, and stages that hang on each other in a circle.
+    Raises UserError for two stages of one name, an unknown parent, one that comes later, stages that hang on each other in a circle, and
+    an adapter that would count twice.
     """
     stages = values.get("stages")
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
@@ -57,8 +58,30 @@ def inherit(values: dict[str, Any], name: str) -> dict[str, Any]:
             raise UserError(f"{where}.continue", got=repr(parent), expected="the name of one stage", do="use `on` to build on several")
         if parent is not None and stage.get("on"):
             raise UserError(f"{where}.on", got="`continue` beside it", expected="one of them: go on with an adapter, or put one on it")
+        if stage.get("on"):
+            _refuse_twice(stages, names, number, f"{where}.on")
         written.append(stage if parent is None else _continued(written[names.index(parent)], stage, f"{where}.adapter"))
     return {**values, "stages": written}
+
+
+def _refuse_twice(stages: Sequence[dict[str, Any]], names: Sequence[Any], number: int, where: str) -> None:
+    """Raises UserError where a stack would hold an adapter and one that goes on with it: what the first learned would count twice."""
+    by_name = dict(zip(names, stages, strict=True))
+
+    def before(name: Any) -> list[Any]:
+        parent = by_name[name].get("continue")
+        return [] if parent is None else [parent, *before(parent)]
+
+    def below(name: Any) -> list[Any]:
+        parent = by_name[name].get("continue")
+        return below(parent) if parent is not None else [each for one in _as_list(by_name[name].get("on")) for each in [*below(one), one]]
+
+    stack = below(names[number])
+    for one in stack:
+        for other in stack:
+            if other in before(one):
+                raise UserError(where, got=f"{one!r} and {other!r}, which it goes on with", expected="one of them, or it counts twice",
+                                do=f"leave {other!r} out")  # fmt: skip
 
 
 def stage_number(values: dict[str, Any], name: str) -> int | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from rich.console import Console
 
 from stylora.errors import UserError
@@ -145,8 +145,13 @@ def plan(found: Found, checkpoints: Checkpoints | None, weights: Sequence[float]
     """
     if found.adapter is None:
         return []
+    configs = [PeftConfig.from_pretrained(str(folder)) for folder in found.adapters]
     if any(weight != 1 for weight in weights):
-        check_linear(PeftConfig.from_pretrained(str(folder)) for folder in found.adapters)
+        check_linear(configs)
+    for folder, config in zip(found.adapters, configs, strict=True):
+        if not isinstance(config, LoraConfig) or config.bias != "none" or config.modules_to_save or config.trainable_token_indices:
+            raise UserError(str(folder), got="an adapter that is more than LoRA", expected="plain LoRA, which leaves the base as it was",
+                            do="`stylora generate` opens it")  # fmt: skip
     states: list[tuple[int | None, Path]] = [(None, found.adapter)]
     recipe = stage_recipe(found) if checkpoints is not None else None
     if recipe is not None and checkpoints is not None and found.stack is not None:

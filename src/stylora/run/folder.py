@@ -159,7 +159,7 @@ def _changed(made: dict[str, Any], recipe: Recipe) -> str | None:
     """What is no longer as it was when the stage was trained; None where nothing is, or it is not there to be compared."""
     adapter = recipe.stages[0].adapter
     for path, then in zip([adapter.path, *adapter.frozen], [made.get("start"), *made.get("frozen", [])], strict=False):
-        if path is not None and then is not None and _adapter_file(Path(path)) is not None and adapter_hash(Path(path)) != then:
+        if path is not None and then is not None and adapter_file(Path(path)) is not None and adapter_hash(Path(path)) != then:
             return f"{path}, the adapter it began with, was trained again or changed"
     try:
         text = hash_text(recipe.stages[0].data)
@@ -317,19 +317,21 @@ def write_stack(
 
 
 def _entry(stage: StageFolder, folder: Path, name: str, hash: str) -> dict[str, Any]:
-    path = Path(os.path.relpath(folder, stage.path)).as_posix()
+    there, here = folder.resolve(), stage.path.resolve()
+    path = (there if there.drive != here.drive else Path(os.path.relpath(there, here))).as_posix()  # no way leads from drive to drive
     return {"name": name, "path": path, "role": "trained" if name == "default" else "frozen", "weight": 1.0, "hash": hash}
 
 
 def adapter_hash(folder: Path) -> str:
     """Hash of the adapter's weights, in either of PEFT's formats. Raises UserError where there are none."""
-    file = _adapter_file(folder)
+    file = adapter_file(folder)
     if file is None:
         raise UserError(str(folder), got="no adapter_model.safetensors", expected="a PEFT adapter", do="name a run's adapter/ folder")
     return hash_file(file)
 
 
-def _adapter_file(folder: Path) -> Path | None:
+def adapter_file(folder: Path) -> Path | None:
+    """The adapter's weights; None where there are none."""
     names = ("adapter_model.safetensors", "adapter_model.bin")
     return next((path for path in (folder / name for name in names) if path.is_file()), None)
 

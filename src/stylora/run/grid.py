@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -123,8 +124,9 @@ def split_values(key: str, text: str) -> list[str]:
 
 
 def plain(text: str) -> Any:
-    """A value as JSON has it. YAML 1.1 takes 1e-4 for a word; here it is the number that is meant."""
-    return float(text) if EXPONENT.fullmatch(text) else yaml.safe_load(text)
+    """A value as JSON has it. YAML 1.1 takes 1e-4 for a word and 2024-01-01 for a day, which JSON does not have."""
+    value = float(text) if EXPONENT.fullmatch(text) else yaml.safe_load(text)
+    return text if isinstance(value, date) else value
 
 
 # -------------------------------------------------------------------------------------------------------------------- names

@@ -7,6 +7,7 @@ them can be checked first, and put on one base in turn.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from stylora.model.device import Device
 from stylora.recipe.recipe import load_recipe
 from stylora.train.checkpoint import MANIFEST
 
-from .folder import adapter_hash, parent_stage
+from .folder import adapter_file, adapter_hash, parent_stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,20 +92,27 @@ def put_on(base: Base, found: Found) -> Opened:
     return Opened(base=base, model=model.eval(), adapter=found.adapter)
 
 
-def check_adapter(folder: Path, name: str, base: dict[str, Any]) -> None:
+def check_adapter(folder: Path, name: str, base: dict[str, Any], below: Sequence[Path]) -> None:
     """May the adapter be trained on, or under another one, on this base? Of one that is no stage's own only the shapes can tell.
 
-    name, base: the base's name and fingerprint. Raises UserError for an adapter that was changed after its training, or of another base.
+    name, base: the base's name and fingerprint; below: the adapters it is put on
+    Raises UserError for an adapter that was changed after its training, of another base, or trained on adapters that are not below it.
     """
     stage = parent_stage(folder)
     if stage is not None and (folder / MANIFEST).is_file():
-        theirs = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["base"]
+        manifest = read_object(folder / MANIFEST)
+        theirs, needed = manifest["base"], manifest.get("frozen", [])
     elif stage is not None and stage.stack.is_file() and stage.adapter.resolve() == folder.resolve():
-        described = json.loads(stage.stack.read_text(encoding="utf-8"))
+        described = read_object(stage.stack)
         _check_hash(folder, described["adapters"][-1]["hash"])
-        theirs = described["base"]["fingerprint"]
+        theirs, needed = described["base"]["fingerprint"], [entry["hash"] for entry in described["adapters"][:-1]]
     else:
         return
+    if not {*needed} <= {adapter_hash(path) for path in below}:
+        raise UserError(
+            str(folder), got="an adapter that was trained on other adapters", expected="those below it, without which it is another model",
+            do="name them in adapter.frozen, as the recipe.yaml of its run does",
+        )  # fmt: skip
     _check_base(str(folder), theirs, name, base, "train it on the base it belongs to")
 
 
@@ -117,7 +125,7 @@ def _below(folder: Path) -> tuple[Path, ...]:
     if stage is None:
         return ()
     frozen = [Path(path) for path in load_recipe(stage.recipe).stages[0].adapter.frozen]
-    hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8")).get("frozen", [])
+    hashes = read_object(folder / MANIFEST).get("frozen", [])
     for path, expected in zip(frozen, hashes, strict=True):
         _check_hash(path, expected)
     return tuple(frozen)
@@ -135,7 +143,7 @@ def _find_stack(path: Path) -> Path | None:
 
 
 def _read_stack(name: str, stack: Path, base: str | None) -> Found:
-    described = json.loads(stack.read_text(encoding="utf-8"))
+    described = read_object(stack)
     folders = [stack.parent / entry["path"] for entry in described["adapters"]]
     for folder, entry in zip(folders, described["adapters"], strict=True):
         _check_hash(folder, entry["hash"])
@@ -145,8 +153,16 @@ def _read_stack(name: str, stack: Path, base: str | None) -> Found:
     )  # fmt: skip
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """A stack.json or checkpoint.json. Raises UserError for one that a power cut or an editor left broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(str(path), got="broken JSON", expected="what training wrote there", do="train it again") from error
+
+
 def _check_hash(folder: Path, expected: str) -> None:
-    if not (folder / "adapter_model.safetensors").is_file():
+    if adapter_file(folder) is None:
         raise UserError(str(folder), got="no adapter_model.safetensors", expected="the adapter that stack.json names")
     if adapter_hash(folder) != expected:
         raise UserError(

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from stylora.recipe.recipe import Recipe
 
-from .folder import EVALUATION, LOCK, StageFolder, claim_stage, keep_recipe, locked, made_from
+from .folder import EVALUATION, LOCK, StageFolder, check_room, claim_stage, keep_recipe, locked, made_from
 from .grid import Point
+from .runs import size_of
 from .stages import alone
 
 ITS_OWN = ("recipe.yaml", LOCK, EVALUATION, "report.html", "*.tmp", "*.part")
@@ -52,6 +53,7 @@ def _trained(point: Point, number: int, own: Recipe, points: Sequence[Point]) ->
 
 def _copy(source: StageFolder, target: StageFolder, recipe: Recipe) -> None:
     """Whole or not at all: under another name until all of it has reached the disk."""
+    check_room(target, size_of(source.path))
     part = target.path.with_name(f".{target.path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

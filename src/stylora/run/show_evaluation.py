@@ -79,7 +79,8 @@ def _loss_cells(entry: dict[str, Any], part: str) -> list[str]:
     if held is None:
         return [""] * 4
     change = "" if entry["adapter"] is None else f"{held['change']:+.3f}{_error(held['change_error'])}"
-    return [f"{held['perplexity']:.2f}", f"{held['perplexity_per_character']:.2f}", change, f"{entry['kl_to_base'][part]:.3f}"]
+    kl = entry["kl_to_base"][part]
+    return [f"{held['perplexity']:.2f}", f"{held['perplexity_per_character']:.2f}", change, "-" if kl is None else f"{kl:.3f}"]
 
 
 def continuation_table(models: Sequence[dict[str, Any]], several: bool) -> Table:

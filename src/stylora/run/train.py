@@ -174,8 +174,9 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
     attention = base.model.config._attn_implementation
     console.print(f"base       {recipe.base}: {type(base.model).__name__}, {device.why}, attention {attention}", markup=False)
     base_fingerprint = fingerprint(base)
-    for start in filter(None, [*stage.adapter.frozen, stage.adapter.path]):
-        check_adapter(Path(start), recipe.base, base_fingerprint)
+    started = [Path(folder) for folder in [*stage.adapter.frozen, *filter(None, [stage.adapter.path])]]
+    for number, folder in enumerate(started):
+        check_adapter(folder, recipe.base, base_fingerprint, started[:number])
     proofs, peft_model = prove_and_attach(base, stage)
     if isinstance(data, ChatData):
         proofs.lines.append(data.proof())
