@@ -25,7 +25,10 @@ COMPARISONS = {
     "data": "preparing a corpus: the bare tokenizer against all of it, and memory against size",
     "objectives": "clm, span and fim on held-out books, with and without general text",
     "kl": "a training step with cross-entropy alone, with KL beside it, and with both the plain way",
+    "tasks": "chat SFT on structured tasks: shared prefixes against the Trainers of transformers and TRL",
     "alignment": "a second stage with KL: style kept against forgetting taken back, and the free baseline",
+    "normalise": "labels and JSON on the bundled base: names it saw in new wordings, names it never saw",
+    "lora": "LoRA, its options, prefix tuning and full fine-tuning on one small task",
     "troubleshooting": "symptoms provoked and cured: rate, epochs, forgetting, memory, speed",
 }
 

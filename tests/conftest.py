@@ -5,6 +5,7 @@ Torch and transformers are imported inside the fixtures: tests of the layers bel
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 
 from stylora.forest import MASK, Sample, chain, edges
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # before anything imports torch: two workers with two threads each would wait for one another
 VOCABULARY = 320
 """Rows of every random model's embedding; the tokenizer has fewer words, as Qwen's has."""
 

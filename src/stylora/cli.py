@@ -175,6 +175,7 @@ def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="As for `generate`; the base of each is measured too.")],
     data: Annotated[Path | None, typer.Option(help="A recipe, for its held-out text; by default the first MODEL's that has one.")] = None,
     stage: Annotated[str | None, typer.Option(help="The stage of that recipe; the first by default.")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="Conversations to measure on instead of those the recipe holds out.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts to continue, one a line; by default 32 neutral openings.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 100,
     samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
@@ -190,7 +191,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this file, as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Measure style, forgetting, fluency and copying of models beside their base."""
+    """Measure style, forgetting, fluency and copying of models beside their base; of tasks, their answers."""
     from stylora.evaluate.prompts import PROMPTS
     from stylora.run import evaluation_options as given
     from stylora.run.evaluate import evaluate as run
@@ -203,8 +204,8 @@ def evaluate(
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError("--out", got=str(out), expected="a file in a folder that is there")
     result = run(
-        models, data=data, stage=stage, prompts=PROMPTS if prompts is None else given.read_prompts(prompts), sampling=sampling,
-        samples=samples, seed=seed, weights=(1.0,) if weight is None else given.read_weights(weight),
+        models, data=data, stage=stage, held_out=held_out, prompts=PROMPTS if prompts is None else given.read_prompts(prompts),
+        sampling=sampling, samples=samples, seed=seed, weights=(1.0,) if weight is None else given.read_weights(weight),
         checkpoints=None if checkpoints is None else given.read_checkpoints(checkpoints), console=_console(True), base=base,
         trust_remote_code=trust_remote_code,
     )  # fmt: skip
@@ -216,8 +217,46 @@ def evaluate(
         show(result, _console())
 
 
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for `generate`: a stage that was trained on conversations.")],
+    source: Annotated[Path, typer.Option("--input", help="A table: .csv, .tsv, .jsonl, .json or .parquet.")],
+    column: Annotated[str, typer.Option(help="What is asked, cell by cell; in JSON also a dotted path, as in request.text.")],
+    output: Annotated[Path, typer.Option(help="The table to write, .csv or .jsonl; what is there is gone on with.")],
+    system: Annotated[str | None, typer.Option(help="Another system prompt than that of training.")] = None,
+    template: Annotated[str, typer.Option(help="The user's turn, with {text} where the cell goes.")] = "{text}",
+    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Confidence below which an answer is not known.")] = None,
+    fallback: Annotated[str, typer.Option(help="What is answered then.")] = "unknown",
+    no_constrain: Annotated[bool, typer.Option("--no-constrain", help="Let it write what is no label, or no JSON of the schema.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Inputs at once.")] = 32,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by the adapter.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Begin anew, and replace the output that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Answer every row of a table. Interrupted and given again, it goes on where it stopped."""
+    from stylora.run import predict as page
+    from stylora.run.show_prediction import show
+    from stylora.train.interruption import Interrupted
+
+    asking = page.Asking(
+        base=base, system=system, template=template, threshold=threshold, fallback=fallback, constrain=not no_constrain,
+        batch_size=batch_size, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    try:
+        told = page.predict(model, source, column, output, asking=asking, console=_console(as_json), limit=limit, force=force)
+    except Interrupted as stop:
+        _console(True).print("stopped: the same command goes on from here", highlight=False)
+        raise typer.Exit(stop.exit_code) from None
+    if as_json:
+        _print_json(told)
+    else:
+        show(told, _console())
+
+
 class _ScanByDefault(TyperGroup):
-    """`data PATH...` is `data scan PATH...`; a folder called `mix` is `./mix`."""
+    """`data PATH...` is `data scan PATH...`; a folder called `mix` or `make` is `./mix` or `./make`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -226,8 +265,8 @@ class _ScanByDefault(TyperGroup):
 
 
 data = typer.Typer(
-    cls=_ScanByDefault, no_args_is_help=True, subcommand_metavar="PATH...|RECIPE|mix", rich_markup_mode="rich",
-    help="What reading your text does to it: `stylora data PATH...` scans it, `stylora data mix` writes one mixed JSONL.",
+    cls=_ScanByDefault, no_args_is_help=True, subcommand_metavar="PATH...|RECIPE|mix|make", rich_markup_mode="rich",
+    help="What reading your text does to it: `data PATH...` scans it, `data mix` writes one mixed JSONL, `data make` a task's rows.",
 )  # fmt: skip
 app.add_typer(data, name="data")
 
@@ -270,6 +309,24 @@ def data_mix(
         from stylora.samples.store import report_row
 
         _print_json({**asdict(mix), "reports": [report_row(report) for report in mix.reports]})
+
+
+@data.command("make")
+def data_make(
+    task: Annotated[str, typer.Argument(metavar="unified|columns", help="Names of vehicles and pollutants, or columns of tables.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where train.jsonl, validation.jsonl and two tests are written.")],
+    seed: Annotated[int, typer.Option(min=0, help="Of the wordings and the split.")] = 0,
+    force: Force = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the data of a task: conversations made from lists of names, with a split that no name crosses."""
+    from stylora.run.task_data.writing import make, show
+
+    made = make(task, folder, seed=seed, force=force)
+    if as_json:
+        _print_json(made.as_json())
+    else:
+        show(made, _console())
 
 
 class _ListByDefault(TyperGroup):

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 
 from stylora import cli
 from stylora.corpus.clean import Cleaning
+from stylora.evaluate.task_settings import Task
 from stylora.forest import Sample, build_trie, chain, edges, join, pack
 from stylora.forest.forest import visible
 from stylora.generate.settings import Sampling
@@ -53,7 +54,7 @@ SHORT = {  # what is put behind a command so that it does not take long; a later
     "evaluate": ["--max-new-tokens", "4"],
 }  # fmt: skip
 SECTIONS: dict[str, type[BaseModel]] = {
-    model.__name__: model for model in (Recipe, Stage, Data, Style, Cleaning, Objective, Kl, Adapter, Train, Sampling)
+    model.__name__: model for model in (Recipe, Stage, Data, Style, Cleaning, Objective, Kl, Adapter, Train, Task, Sampling)
 }
 
 
@@ -161,6 +162,13 @@ def stylora(words: list[str], patch: pytest.MonkeyPatch) -> None:
     words = [word.replace(LARGE, "tiny") for word in words]
     if words[0] == "demo":
         patch.setattr("stylora.run.demo.shipped_folder", Path.cwd)
+    if words[:2] == ["data", "make"]:
+        patch.setattr(sys, "argv", ["stylora", *words])
+        with pytest.raises(SystemExit):
+            cli.main()
+        for file in Path(words[3]).glob("*.jsonl"):
+            file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:BEGINNING // 100]), encoding="utf-8")
+        return
     short = EPOCHS if "output_dir=runs/longer" in words else SHORT.get(words[0], [])
     if words[0] == "train":  # later stages say by themselves how long they are
         short = [*short, *(f"stages.{number}.train.max_steps=2" for number in range(1, len(load_recipe(Path(words[1])).stages)))]

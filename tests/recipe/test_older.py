@@ -145,7 +145,7 @@ def test_chat_recipe():
             "adapter": {"r": 12, "alpha": 24, "dropout": 0.02, "targets": ["q_proj", "o_proj"]},
             "train": {
                 "num_train_epochs": 2, "samples_per_step": 15, "tokens_per_microbatch": 288, "learning_rate": 1e-4, "warmup_steps": 0.1,
-                "metric_for_best_model": "loss",
+                "metric_for_best_model": "loss", "greater_is_better": False,
             },
         }],
     }, [], name="now")  # fmt: skip

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 import stylora
 from stylora.corpus.clean import Cleaning
 from stylora.errors import UserError
+from stylora.evaluate.task_settings import Task
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
 from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
@@ -215,6 +216,7 @@ def test_files_that_cannot_be_read(tmp_path):
 RECEIVERS: dict[type[BaseModel], set[str]] = {
     Recipe: {"recipe"}, Stage: {"stage", "stages"}, Data: {"data"}, Style: {"style"}, Cleaning: {"cleaning"}, Objective: {"objective"},
     Adapter: {"adapter"}, Train: {"train", "settings"}, Sampling: {"sampling"}, Kl: {"kl"},
+    Task: {"task"},
 }  # fmt: skip
 """section -> the names its objects go by in the source: `objective.kind`, `stage.objective.kind`, `stages[0].name`."""
 

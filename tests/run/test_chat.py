@@ -10,12 +10,14 @@ from tokenizers import Tokenizer
 
 from stylora.errors import UserError
 from stylora.forest import build_trie
+from stylora.forest.pack import pruned
 from stylora.model.tokenizer_file import TINY, chat_template, special_tokens
 from stylora.recipe.recipe import load_recipe
 from stylora.run.plan import open_tokenizer, plan_steps, read_data
 from stylora.samples.objective import read_vocabulary
 
 SYSTEM = "把车型归一。只输出一个名称。"
+MESSY = Path(__file__).parents[3] / "shared" / "corpus" / "messy"
 NAMES = ["公交车", "大巴", "小轿车", "出租车", "摩托", "货车", "垃圾车", "校车", "房车", "皮卡", "卡车", "电动车"]
 
 
@@ -53,6 +55,29 @@ def test_data_names_what_it_refuses(command, rows, chat_recipe):
     assert found["data"]["format"] == "chat" and "window" not in found["data"]
 
 
+def test_labels_are_counted_and_the_split_is_told(command, rows, chat_recipe):
+    shown = command("data", chat_recipe, "data.answers=label", "data.validation=0.2").out
+    assert shown.count("label            1  10.0%  Bus ") == 10 and "copies     0 of 2 held-out conversations" in shown
+    found = json.loads(command("data", chat_recipe, "--json", "data.answers=label").out)
+    assert sum(found["balance"].values()) == 10 and (found["near_copies"], found["compared"], found["contradictions"]) == (0, 2, [])
+    many = [{"prompt": f"问{n}", "completion": f"L{n % 30}", "group": n % 40} for n in range(60)] + [{"prompt": "问0", "completion": "L1"}]
+    rows.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in many), encoding="utf-8")
+    shown = command("data", chat_recipe, "data.answers=label", "data.validation=0").out
+    assert "... and 10 more; `stylora data --json` counts them all" in shown and "groups     40, each on one side of a split" in shown
+    assert f"warning    1 question with different answers, of which a model can learn one: {rows.as_posix()}:1" in shown
+    assert "data.group_by: got 'alias', which no row has" in command("data", chat_recipe, "data.group_by=alias").err
+
+
+@pytest.mark.skipif(not MESSY.is_dir(), reason="the shared corpus is not there")
+def test_every_bad_row_of_a_messy_file_is_told_and_the_good_ones_are_read(command):
+    found = json.loads(command("data", MESSY / "20_bad_chat.jsonl", "--json", "data.validation=0").out)
+    refused = {int(reject["where"].rpartition(":")[2]): reject["reason"] for reject in found["rejects"]}
+    assert {4, 5, 6, 7, 8, 9, 10, 11, 12, 24} <= refused.keys() and all(refused.values())
+    assert found["conversations"] + len(refused) == 24 and found["answers"] >= found["conversations"] >= 13
+    found = json.loads(command("data", MESSY / "22_json_array_not_jsonl.json", "--json", "data.validation=0").out)
+    assert (found["conversations"], found["rejects"]) == (6, [])
+
+
 def test_inspect_draws_the_trie_and_what_it_saves(command, chat_recipe):
     found = json.loads(command("inspect", chat_recipe, "--json", "--samples", 4).out)
     step = found["step"]
@@ -60,7 +85,9 @@ def test_inspect_draws_the_trie_and_what_it_saves(command, chat_recipe):
     assert step["tokens"] == sum(len(sample["ids"]) for sample in found["samples"])
     shown = command("inspect", chat_recipe, "--samples", 4).out
     assert f"sharing    {step['forest_tokens']} tokens are computed, {1 - step['forest_tokens'] / step['tokens']:.0%} saved" in shown
-    assert f"together  {step['forest_tokens']} tokens instead of {step['tokens']}" in shown
+    drawn = len({tuple(sample["ids"][:end]) for sample in found["samples"] for end in range(1, len(sample["ids"]) + 1)})
+    assert f"together  {drawn} tokens instead of {step['tokens']}" in shown
+    assert step["forest_tokens"] < drawn, "nothing is computed behind the answers"
     assert shown.partition("together")[2].count("把车型归一") == 1
 
 
@@ -72,7 +99,8 @@ def test_steps_are_tries_where_the_base_keeps_branches_apart(chat_recipe):
     shared = plan_steps(stage, data, vocabulary, packs=True)[0]
     apart = plan_steps(stage, data, vocabulary, packs=False)[0]
     samples = [data.sample(index) for index in data.epoch(0)[:4].tolist()]
-    assert shared.forest_tokens == len(build_trie(samples)) < apart.forest_tokens == apart.tokens == shared.tokens
+    merged = len(build_trie([pruned(sample) for sample in samples]))
+    assert shared.forest_tokens == merged < apart.forest_tokens == apart.tokens == shared.tokens
     assert shared.weight == apart.weight == sum(sample.edges.weight.sum() for sample in samples)
     assert not any(batch.causal for batch in shared.batches) and all(batch.causal for batch in apart.batches)
 

@@ -27,6 +27,7 @@ from stylora.recipe.recipe import Recipe, load_recipe, parse_recipe
 from stylora.run.folder import StageFolder, check_room, claim_stage, locked, make_stage, write_text
 from stylora.run.open import open_model
 from stylora.run.stages import train_stages
+from stylora.run.task_data.writing import make
 from stylora.run.train import Outcome, train
 
 ROOT = Path(__file__).parents[2]
@@ -494,16 +495,36 @@ def test_an_adapter_of_another_base_is_not_opened(finished, random_model, tokeni
 
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+TASKS = ("unified", "columns")  # whose data are made first
+EVALUATED = [f"train.{key}" for key in ("eval_strategy=steps", "eval_steps=2", "save_steps=2")]
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in TASKS], ids=lambda path: path.stem)
 def test_every_shipped_recipe_trains(path, cache, tmp_path, monkeypatch):
     """Two steps of every stage on the bundled base, everything else as shipped."""
     monkeypatch.chdir(path.parents[1])
-    names = [stage.name for stage in load_recipe(path).stages]
-    short = [f"{name}.train.{key}" for name in names for key in ("max_steps=2", "samples_per_step=2", "eval_strategy=no")]
-    recipe = load_recipe(path, ["base=tiny", f"output_dir={tmp_path}", *short])
-    outcomes = train_stages(recipe, name="unused", console=Console(quiet=True), cache=cache)
-    assert list(outcomes) == names
+    outcomes = two_steps(path, cache, tmp_path)
     for outcome in outcomes.values():
         assert outcome.steps == 2 and set(outcome.held_out[-1]) == {"style", "general"} and "剑光一闪" in outcome.samples[-1]
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_shipped_task_trains(task, cache, tmp_path, monkeypatch):
+    """Likewise, on the first rows of the data that `stylora data make` writes; the best adapter is chosen by the recipe's metric."""
+    path = next(path for path in SHIPPED if path.stem == task)
+    monkeypatch.chdir(tmp_path)
+    for written in make(task, Path("data", task)).files:
+        lines = Path(written).read_text(encoding="utf-8").splitlines(keepends=True)
+        Path(written).write_text("".join(lines[:12]), encoding="utf-8")
+    (outcome,) = two_steps(path, cache, tmp_path / "run", "task.rows=4", *EVALUATED).values()
+    assert outcome.steps == 2 and set(outcome.held_out[-1]) == {"answers"}
+
+
+def two_steps(path: Path, cache: Path, folder: Path, *overrides: str) -> dict[str, Outcome]:
+    """Of every stage of a shipped recipe."""
+    names = [stage.name for stage in load_recipe(path).stages]
+    each = ("train.max_steps=2", "train.samples_per_step=2", "train.eval_strategy=no", *overrides)
+    recipe = load_recipe(path, ["base=tiny", f"output_dir={folder}", *(f"{name}.{key}" for name in names for key in each)])
+    outcomes = train_stages(recipe, name="unused", console=Console(quiet=True), cache=cache)
+    assert list(outcomes) == names
+    return outcomes

@@ -154,21 +154,104 @@ def test_characters_and_edges_of_the_held_out(form, tmp_path):
         assert np.all(sample.edges.weight == 1)
 
 
+# ------------------------------------------------------------------------------------- forms of answers, groups, fractions
+
+
+def alias(number: int, wording: int) -> dict[str, str]:
+    name = "".join(chr(0x4E00 + (number * 7919 + k * 131) % 9000) for k in range(8))
+    return {"prompt": ("{}", "{}？", "请问{}", "{}是哪种")[wording].format(name), "completion": f" L{number % 3} ", "alias": name}
+
+
+def test_groups_lie_on_one_side_and_a_torn_split_is_told(form, tmp_path):
+    path = write(tmp_path / "rows.jsonl", [alias(n, w) for n in range(30) for w in range(4)])
+    torn = prepare(form, path, validation=0.2, answers="label")
+    assert (torn.summary.groups, torn.summary.compared) == (0, 24) and torn.summary.near_copies > 12
+    (told_,) = torn.summary.warnings
+    assert told_.startswith("the split leaks: ") and "; set data.group_by to the key of the rows" in told_
+    whole = prepare(form, path, validation=0.2, answers="label", group_by="alias")
+    train, held = ({row.group for row in rows} for rows in (whole.train_rows, whole.held_rows))
+    assert (len(train), len(held), train & held) == (24, 6, set()) and None not in train | held
+    assert (whole.summary.groups, whole.summary.warnings) == (30, ()) and whole.summary.near_copies < 8
+    assert (len(whole.train_rows), len(whole.held_rows)) == (len(whole), whole.summary.held)
+    with pytest.raises(UserError, match="data.group_by: got 'alais', which no row has"):
+        prepare(form, path, group_by="alais")
+    renamed = [{**{k: v for k, v in alias(n, w).items() if k != "alias"}, "group": n} for n in range(30) for w in range(4)]
+    again = prepare(form, write(tmp_path / "again.jsonl", renamed), validation=0.2)
+    assert again.summary.groups == 30 and not {row.group for row in again.train_rows} & {row.group for row in again.held_rows}
+    one = prepare(form, write(tmp_path / "one.jsonl", [{**pair(n), "group": "A"} for n in range(4)]), validation=0.5)
+    assert len(one) == 4 and one.summary.warnings[0].startswith("nothing is held out: all rows are equal or of one group")
+
+
+def test_files_of_their_own_that_share_groups_are_told(form, tmp_path):
+    train = write(tmp_path / "train.jsonl", [alias(n, 0) for n in range(8)])
+    held = write(tmp_path / "val.jsonl", [alias(n, 3) for n in range(6, 10)])
+    assert prepare(form, train, validation=[held], group_by="alias").summary.warnings == (
+        "2 held-out conversations are of groups that also stand in the training data: they tell nothing about unseen ones",
+    )  # fmt: skip
+    held = write(tmp_path / "val.jsonl", [alias(n, 1) for n in range(6)])
+    (told_,) = prepare(form, train, validation=[held]).summary.warnings
+    assert told_.startswith("the split leaks: 100% of 6 held-out") and told_.endswith("hold out rows that were made from something else")
+
+
+def test_a_fraction_is_part_of_a_larger_one_and_holds_out_the_same(form, tmp_path):
+    path = write(tmp_path / "rows.jsonl", [pair(n) for n in range(40)])
+    whole = prepare(form, path, validation=0.1)
+    used = {fraction: prepare(form, path, validation=0.1, fraction=fraction) for fraction in (0.25, 0.5, 1.0)}
+    assert [len(data) for data in used.values()] == [9, 18, 36] and used[1.0].fingerprint == whole.fingerprint
+    origins = [[row.origin for row in data.train_rows] for data in used.values()]
+    assert set(origins[0]) < set(origins[1]) < set(origins[2]) and origins[0] == [name for name in origins[2] if name in origins[0]]
+    assert len({data.fingerprint for data in used.values()}) == 3
+    assert all(data.held_rows == whole.held_rows for data in used.values())
+    assert used[0.25].summary.conversations == 9 and sorted(used[0.25].epoch(0)) == list(range(9))
+
+
+def test_labels_are_counted_and_contradictions_named(form, tmp_path):
+    rows = [{"prompt": f"问{chr(0x4E00 + n * 37)}", "completion": f" {'甲乙丙'[min(n % 5, 2)]}\n"} for n in range(20)]
+    path = write(tmp_path / "rows.jsonl", [*rows, {**rows[0], "completion": "丁"}, rows[0]])
+    data = prepare(form, path, validation=0.0, answers="label")
+    assert list(data.summary.balance.items()) == [("丙", 12), ("甲", 5), ("乙", 4), ("丁", 1)]
+    name = (tmp_path / "rows.jsonl").as_posix()
+    assert data.summary.contradictions == ((f"{name}:1", f"{name}:22", f"{name}:21"),)
+    assert data.summary.warnings == (
+        f"1 question with different answers, of which a model can learn one: {name}:1, {name}:22, {name}:21",
+    )  # fmt: skip
+    assert json.loads(json.dumps(data.summary.as_json()))["balance"]["丁"] == 1
+    assert prepare(form, path, validation=0.0).summary.balance == {}, "texts are not counted"
+
+
+def test_json_is_learned_in_one_form_and_what_is_none_is_refused(form, tmp_path):
+    good, same = '{"b":1,"a":["\\u516c"]}', '{"a": ["公"], "b": 1}'
+    rows = [{"prompt": "甲", "completion": good}, {"prompt": "乙", "completion": "公交车"}, {"prompt": "甲", "completion": same}]
+    path = write(tmp_path / "rows.jsonl", rows)
+    data = prepare(form, path, validation=0.0, answers="json")
+    assert told(data)[0] == told(data)[1] and data.train_rows[0].messages[1]["content"] == same
+    (reject,) = data.rejects
+    assert reject.origin.endswith("rows.jsonl:2") and reject.reason.startswith("the answer of message 2 is no JSON: Expecting value")
+    assert not data.summary.contradictions and prepare(form, path, validation=0.0).summary.contradictions
+    assert data.proof() == "answers decode to answer + stop: 2 of 2 rows"
+
+
 # ------------------------------------------------------------------------------------------------------- settings
 
 
 def test_settings_of_the_other_format_are_refused():
-    with pytest.raises(UserError, match="data.window: got a value, expected only settings that format `chat` reads: chat_template_kwargs"):
+    with pytest.raises(UserError, match="data.window: got a value, expected only settings that format `chat` reads: answers, chat_"):
         Data(format="chat", train="x", window=256)
     with pytest.raises(UserError, match="data.turns: got a value, expected only settings that format `novels` reads"):
         Data(train="x", turns="last")
+    for name, value in (("answers", "json"), ("group_by", "alias"), ("fraction", 0.5)):
+        with pytest.raises(UserError, match=f"data.{name}: got a value, expected only settings that format `text` reads"):
+            Data(format="text", train="x", **{name: value})
+    for fraction in (0, 1.5):
+        with pytest.raises(ValidationError, match="fraction"):
+            Data(format="chat", train="x", fraction=fraction)
     with pytest.raises(UserError, match="data.train: got a mapping of styles"):
         Data(format="chat", train={"a": {"train": "x"}})
     with pytest.raises(ValidationError, match="'all' or 'last'"):
         Data(format="chat", train="x", turns="first")
 
 
-@pytest.mark.parametrize("values", [{}, {"format": "text"}, {"format": "chat", "max_length": 9, "turns": "last"}])
+@pytest.mark.parametrize("values", [{}, {"format": "text"}, {"format": "chat", "max_length": 9, "turns": "last", "group_by": "a"}])
 def test_settings_load_as_they_are_written(values):
     data = Data(train="x", **values)
     written = data.model_dump(mode="json")

@@ -15,7 +15,9 @@ from stylora.samples.conversations import (
     Reject,
     conversation,
     holds_conversations,
+    learned_answers,
     read_conversations,
+    with_contents,
 )  # fmt: skip
 
 SHARED = Path(__file__).parents[3] / "shared" / "corpus"
@@ -133,6 +135,22 @@ def test_unusable_rows_say_why(row, reason):
     assert reason in str(caught.value)
 
 
+def test_the_group_of_a_row():
+    row = {"messages": [USER, ANSWER], "group": "公交车", "alias": 7, "nothing": ""}
+    assert read(row).group == "公交车" and read({"messages": [USER, ANSWER]}).group is None
+    groups = {key: conversation(row, origin="r", source="r", group_by=key).group for key in ("alias", "nothing", "missing")}
+    assert groups == {"alias": "7", "nothing": None, "missing": None}
+    assert read(row).fingerprint == read({"messages": [USER, ANSWER]}).fingerprint, "equal rows are equal whatever their group"
+
+
+def test_learned_answers_and_other_contents():
+    row = read({"messages": [ANSWER, USER, ANSWER, USER, {**ANSWER, "weight": 0}, USER, {**ANSWER, "weight": 2}]})
+    assert learned_answers(row, "all") == [2, 6] and learned_answers(row, "last") == [6], "the first answers nothing"
+    other = with_contents(row, {6: "别的"})
+    assert other.messages[6] == {**ANSWER, "content": "别的"} and other.messages[:6] == row.messages[:6] and other.weights == row.weights
+    assert other.fingerprint != row.fingerprint == with_contents(row, {6: "答"}).fingerprint
+
+
 def test_a_file_goes_on_behind_a_bad_row(tmp_path):
     path = tmp_path / "行.jsonl"
     good = json.dumps({"messages": [USER, ANSWER]}, ensure_ascii=False)
@@ -168,8 +186,14 @@ def test_folders_and_files_left_out(tmp_path):
 @pytest.mark.skipif(not (SHARED / "messy" / "20_bad_chat.jsonl").is_file(), reason="the shared corpus is not there")
 def test_the_messy_file():
     good_rows, rejects, _ = rows(SHARED / "messy" / "20_bad_chat.jsonl")
-    assert [int(each.origin.rpartition(":")[2]) for each in rejects] == [4, 5, 6, 7, 8, 9, 10, 11, 12, 24]
-    assert len(good_rows) == 14
+    reasons = {
+        4: "not valid JSON", 5: "no object", 6: "no object", 7: "`messages` is empty", 8: "no answer", 9: "no message of a user",
+        10: "message 2 is an empty answer", 11: "message 1 has no content", 12: "message 1 has the unknown role", 24: "none of messages",
+    }  # fmt: skip
+    found = {int(each.origin.rpartition(":")[2]): each.reason for each in rejects}
+    assert list(found) == list(reasons) and all(reasons[line] in found[line] for line in reasons), found
+    assert [int(each.origin.rpartition(":")[2]) for each in good_rows] == [1, 2, *range(13, 24), 25]
+    assert good_rows[0].messages[0]["role"] == "system", "the byte order mark is no part of a row"
     good_rows, rejects, _ = rows(SHARED / "messy" / "22_json_array_not_jsonl.json")
     assert len(good_rows) == 6 and not rejects
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -611,3 +613,140 @@ def test_kl_that_has_nothing_to_see_is_no_fault(train, tmp_path, monkeypatch, op
     run = train(**options, folder=tmp_path, max_steps=15, weight_decay=0, callbacks=[MetricsFile(tmp_path / "metrics.jsonl")])
     assert run.trainer.state.global_step == 15 and run.trainer.progress.still == 0
     assert set(kls(tmp_path)) <= {0.0}
+
+
+# --- forms of AdamW, and adapters of other kinds --------------------------------------------------------------------------------------
+
+
+class Groups(TrainerCallback):
+    """The learning rate of every group that has parameters, at every logged step, and the rate that was logged."""
+
+    def __init__(self) -> None:
+        self.rates: list[dict[str, float]] = []
+        self.logged: list[float] = []
+        self.now: dict[str, float] = {}
+
+    def on_step_begin(self, args, state, control, optimizer=None, model=None, **_):
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.now = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "loss" in logs:
+            self.rates.append(self.now)
+            self.logged.append(logs["learning_rate"])
+
+
+def _is_b(name: str) -> bool:
+    return "lora_B" in name or "magnitude" in name
+
+
+@pytest.mark.parametrize("adapter", [{}, {"dora": True}, {"targets": ["embed_tokens", "q_proj"]}], ids=["lora", "dora", "embedding"])
+def test_loraplus_keeps_its_ratio_at_every_step(train, adapter):
+    groups = Groups()
+    run = train(
+        adapter=adapter, loraplus_lr_ratio=16.0, lr_scheduler_type="cosine", warmup_steps=2, learning_rate=1e-3, weight_decay=0.1,
+        callbacks=[groups],
+    )  # fmt: skip
+    plain = train(adapter=adapter, lr_scheduler_type="cosine", warmup_steps=2, learning_rate=1e-3)
+    assert len(groups.rates) == 6 and len(set(run.watch.rates)) > 3, "a schedule, not one rate"
+    assert run.watch.rates == plain.watch.rates
+    for rates, base in zip(groups.rates, plain.watch.rates, strict=True):
+        assert len(rates) == len(run.lora) and all(rate == pytest.approx(base * (16 if _is_b(n) else 1)) for n, rate in rates.items())
+    decays = {group["weight_decay"] for group in run.trainer.optimizer.param_groups if group["params"]}
+    assert decays == {0.1}, "as plain AdamW has it"
+
+
+def test_loraplus_of_ratio_one_is_plain_adamw_bit_for_bit(train, baseline):
+    run = train(loraplus_lr_ratio=1.0)
+    assert run.watch.losses == baseline.watch.losses
+    equal(run.lora, baseline.lora)
+    other = train(loraplus_lr_ratio=16.0)
+    assert other.watch.losses[0] == baseline.watch.losses[0]
+    for name in run.lora:
+        if "lora_B" in name:
+            assert other.lora[name].norm() > 4 * run.lora[name].norm(), "B begins at zero and goes faster"
+
+
+def test_loraplus_is_what_its_paper_says_by_hand(train, random_model):
+    """Two optimizers, one for A and one for B."""
+    ours = train(loraplus_lr_ratio=4.0, max_steps=3, max_grad_norm=0)
+    theirs = attach(random_model("Qwen3"), Adapter(r=4, alpha=8), seed=7)
+    sides = [[p for name, p in theirs.named_parameters() if p.requires_grad and _is_b(name) is side] for side in (False, True)]
+    optimizers = [torch.optim.AdamW(side, lr=rate, weight_decay=0.01) for side, rate in zip(sides, (5e-3, 2e-2), strict=True)]
+    for place in range(3):
+        windows = [torch.tensor(WINDOWS[i]).long() for i in np.random.default_rng(0).permutation(12)[place * 4 : place * 4 + 4]]
+        total = sum(len(window) - 1 for window in windows)
+        loss = sum(cross_entropy(theirs(input_ids=w[None]).logits[0, :-1], w[1:], reduction="sum") for w in windows) / total
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    equal(ours.lora, {name: p.detach() for name, p in theirs.named_parameters() if p.requires_grad}, 1e-4)
+
+
+WIDE = dict(adapter={"r": 128, "alpha": 64})
+"""matrices of at least 4 096 numbers, below which bitsandbytes keeps fp32"""
+EIGHT_BIT = pytest.param(
+    dict(optim="adamw_8bit", **WIDE), id="8 bit",
+    marks=pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param(dict(loraplus_lr_ratio=16.0), id="loraplus"), pytest.param(dict(adapter={"dora": True}), id="dora"),
+        pytest.param(dict(adapter={"rslora": True}), id="rslora"), EIGHT_BIT,
+        pytest.param(dict(loraplus_lr_ratio=4.0, adapter={"dora": True, "targets": ["embed_tokens", "q_proj"]}), id="several"),
+    ],
+)  # fmt: skip
+def test_other_ways_resume_bit_equal_too(train, tmp_path, changes):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    adapter = {**changes.get("adapter", {}), "dropout": 0.0 if "embed_tokens" in str(changes) else 0.3}
+    settings = {**FULL, "learning_rate": 1e-3, **changes, "adapter": adapter}
+    straight.mkdir()
+    train(**settings, folder=straight, callbacks=[MetricsFile(straight / "metrics.jsonl")])
+    shutil.copytree(straight, broken)
+    (broken / "checkpoint-6/adapter_model.safetensors").write_bytes(b"of a future that is trained anew")
+    again = train(**settings, folder=broken, resume=3, callbacks=[MetricsFile(broken / "metrics.jsonl")])
+    assert len(again.watch.rates) == 3
+    assert adapter_bytes(broken / "checkpoint-6") == adapter_bytes(straight / "checkpoint-6") != adapter_bytes(straight / "checkpoint-3")
+    assert rows(broken) == rows(straight)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("ratio", [None, 4.0])
+def test_eight_bits_hold_the_moments_and_learn_as_adamw_does(train, ratio):
+    run = train(optim="adamw_8bit", learning_rate=1e-3, loraplus_lr_ratio=ratio, weight_decay=0.2, **WIDE)
+    plain = train(learning_rate=1e-3, loraplus_lr_ratio=ratio, weight_decay=0.2, **WIDE)
+    optimizer = run.trainer.optimizer.optimizer
+    assert type(optimizer).__module__.startswith("bitsandbytes")
+    moments_of = {p.numel(): state["state1"].dtype for p, state in optimizer.state.items()}
+    assert moments_of and all(dtype == (torch.uint8 if size >= 4096 else torch.float32) for size, dtype in moments_of.items())
+    assert torch.uint8 in moments_of.values()
+    assert {group["weight_decay"] for group in optimizer.param_groups if group["params"]} == {0.2}
+    assert run.watch.losses == pytest.approx(plain.watch.losses, abs=0.02) and run.watch.losses != plain.watch.losses
+    assert run.watch.losses[-1] < run.watch.losses[0]
+
+
+@pytest.mark.parametrize("kind", [{"dora": True}, {"rslora": True}], ids=["dora", "rslora"])
+def test_kl_holds_other_adapters_to_the_base(train, kind):
+    """All off is the base: a fresh one has no divergence, one that moved has some, and a strong KL keeps it near."""
+    settings = dict(adapter=kind, windows=WINDOWS[:4], max_steps=6, learning_rate=2e-2)
+    moved = train(**settings, kl=Kl(beta=1e-6, on="all"), callbacks=[(weak := Parts())])
+    held = train(**settings, kl=Kl(beta=100.0, on="all"), callbacks=[(strong := Parts())])
+    assert weak.kl[0] == pytest.approx(0, abs=1e-6) and strong.kl[0] == pytest.approx(0, abs=1e-6)
+    assert 0 < strong.kl[-1] < weak.kl[-1] / 2
+    for run in (moved, held):
+        assert any(not torch.equal(value, run.before[name]) for name, value in run.lora.items())
+
+
+class Parts(TrainerCallback):
+    """The divergence of every logged step."""
+
+    def __init__(self) -> None:
+        self.kl: list[float] = []
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if "kl" in logs:
+            self.kl.append(logs["kl"])

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from stylora.errors import UserError, did_you_mean
 
+from .quantized import whole_shape
 from .settings import Adapter
 
 
@@ -191,8 +192,8 @@ def _unfit(folder: Path, reason: str) -> UserError:
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all) parameters."""
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    """(trainable, all) parameters; packed weights count one by one."""
+    sizes = [(whole_shape(parameter).numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(n for n, trains in sizes if trains), sum(n for n, _ in sizes)
 
 

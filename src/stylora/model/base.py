@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 from stylora.errors import UserError
 
 from .device import Device
+from .quantized import four_bit, is_packed, keep_layout, require_bitsandbytes, whole_shape
 from .tokenizer_file import TINY, base_path, hash_file, tokenizer_file
 
 __all__ = ["TINY", "Base", "base_path", "decoder_of", "fingerprint", "hash_file", "load_base", "same_base", "tokenizer_file"]
@@ -40,22 +41,27 @@ class Base:
 
 
 def load_base(
-    name: str, device: Device, *, attention: str | None = None, trust_remote_code: bool = False, where: str = "base"
-) -> Base:
+    name: str, device: Device, *, attention: str | None = None, trust_remote_code: bool = False, load_in_4bit: bool = False,
+    where: str = "base",
+) -> Base:  # fmt: skip
     """Open a base for training or decoding.
 
     attention: "sdpa", "eager" or "flex_attention"; None lets transformers choose (sdpa where the model has it)
+    load_in_4bit: pack its linear layers (`quantized.py`); one that was saved packed stays as it is
     where: the recipe key or flag named in messages
     Raises UserError when there is no such model, it is not a causal language model, or it is damaged or incomplete.
     """
+    if load_in_4bit:
+        require_bitsandbytes("load_in_4bit")
     path = base_path(name)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
         transformers_logging.disable_progress_bar()
+        pack = load_in_4bit and getattr(config, "quantization_config", None) is None
         opened = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=device.dtype, attn_implementation=attention, trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+            output_loading_info=True, quantization_config=four_bit(device.dtype) if pack else None,
         )  # fmt: skip
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         # what transformers and safetensors raise for a missing, foreign or damaged model
@@ -73,6 +79,7 @@ def load_base(
         )  # fmt: skip
     if not tokenizer.encode("a", add_special_tokens=False):  # and for a folder without tokenizer files it makes up an empty one
         raise UserError(where, got=f"{name!r} with no words in its tokenizer", expected="a tokenizer", do="save the tokenizer there")
+    keep_layout(model)
     model.requires_grad_(False)
     model.eval()
     if tokenizer.pad_token_id is None:
@@ -81,26 +88,35 @@ def load_base(
 
 
 def fingerprint(base: Base) -> dict[str, Any]:
-    """What tells one base from another, in milliseconds and whatever dtype it was loaded in.
+    """What tells one base from another, in milliseconds and whatever dtype it was loaded in, packed into 4 bits or not.
 
-    architecture: hex hash of the configuration and of every parameter's name and shape
-    weights: of each parameter the mean magnitude of its first 64 values; not a checksum of every byte
+    architecture: hex hash of the configuration and of every parameter's name and shape, before it was packed
+    weights: of each parameter the mean magnitude of its first 64 values, None where it is packed; not a checksum of every byte
     """
     config = base.model.config.to_diff_dict()
-    kept = {k: v for k, v in config.items() if k not in ("_name_or_path", "transformers_version", "dtype")}
     parameters = sorted(base.model.named_parameters())
-    shapes = [(name, list(parameter.shape)) for name, parameter in parameters]
+    left_out = {"_name_or_path", "transformers_version", "dtype"}
+    if any(is_packed(parameter) for _, parameter in parameters):
+        left_out.add("quantization_config")
+    kept = {k: v for k, v in config.items() if k not in left_out}
+    shapes = [(name, list(whole_shape(parameter))) for name, parameter in parameters]
     text = json.dumps([kept, shapes], sort_keys=True, default=str)
     return {
         "architecture": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
-        "weights": [float(parameter.detach().flatten()[:64].float().abs().mean()) for _, parameter in parameters],
-    }
+        "weights": [
+            None if is_packed(parameter) else float(parameter.detach().flatten()[:64].float().abs().mean()) for _, parameter in parameters
+        ],
+    }  # fmt: skip
 
 
 def same_base(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether two fingerprints are of one base; rounding to bf16 or fp16 makes no difference."""
+    """Whether two fingerprints are of one base; rounding to bf16 or fp16 makes no difference, nor does packing.
+
+    Where one is packed its embeddings and norms are compared: 4 bits round the rest too much.
+    """
     return one["architecture"] == other["architecture"] and all(
-        math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-6) for a, b in zip(one["weights"], other["weights"], strict=True)
+        a is None or b is None or math.isclose(a, b, rel_tol=1e-2, abs_tol=1e-6)
+        for a, b in zip(one["weights"], other["weights"], strict=True)
     )
 
 

@@ -303,6 +303,7 @@ def _step(keys: Keys, original: Original, length: int, processes: int) -> None:
 def _train(keys: Keys, original: Original) -> None:
     """The Hugging Face names, most of which are ours too; those it renamed are left to `Train`, and told."""
     _precision(keys)
+    _optimizer(keys)
     given: dict[str, Any] = {}
     kept = []
     for key in TRAIN:
@@ -330,6 +331,20 @@ def _train(keys: Keys, original: Original) -> None:
     keys.lines += lines
 
 
+def _optimizer(keys: Keys) -> None:
+    """AdamW by whatever name; that of bitsandbytes keeps its moments in 8 bits."""
+    found = keys.take("training.optim", "optim")
+    if not found:
+        return
+    was, value = found
+    name = str(value)
+    if not name.startswith(("adamw", "paged_adamw")):
+        raise keys.wrong(was, value, "adamw_torch: AdamW is the optimizer here", do="remove it")
+    now = ("paged_" if name.startswith("paged") else "") + "adamw_8bit" if "8bit" in name else "adamw_torch"
+    keys.stage["train"]["optim"] = now
+    keys.lines.append(f"{was} {value} -> train.optim {now}")
+
+
 def _precision(keys: Keys) -> None:
     """fp16 and bf16 only where the device has them; elsewhere asking for one is no mistake of the user's."""
     for key in ("fp16", "bf16"):
@@ -351,12 +366,7 @@ def _multiplies(precision: str) -> bool:
 
 
 def _rest(keys: Keys) -> None:
-    """Keys without meaning are named; the optimizer is AdamW; all else is a mistake."""
-    optimizer = keys.take("training.optim")
-    if optimizer and not str(optimizer[1]).startswith("adamw"):
-        raise keys.wrong(*optimizer, "adamw_torch: AdamW is the optimizer here", do="remove it")
-    if optimizer:
-        keys.lines.append(f"{optimizer[0]} {optimizer[1]}: always AdamW")
+    """Keys without meaning are named; all else is a mistake."""
     for key in keys.given:
         section, _, last = key.rpartition(".")
         if last not in IDLE:

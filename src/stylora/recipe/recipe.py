@@ -27,6 +27,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from stylora.errors import UserError, did_you_mean
+from stylora.evaluate.task_settings import Task
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
 from stylora.samples.objective import Objective
@@ -47,7 +48,9 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
     name: folder of the stage inside the run: one name, no path
     continue: the earlier stage whose adapter is trained on; what is not said here is as it was there
     on: the earlier stages on whose adapters a new one is put, bottom to top; they are frozen
-    prompts: fixed prompts continued at every evaluation and shown with the figures
+    task: of conversations: how answers are judged; None measures their loss alone
+    prompts: fixed prompts continued at every evaluation and shown with the figures; of conversations, turns of the user that are
+        answered, and none where none are given
     sampling: how they are continued
     """
 
@@ -58,8 +61,16 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
     objective: Objective = Objective()
     adapter: Adapter = Adapter()
     train: Train = Train()
+    task: Task | None = None
     prompts: list[str] = ["剑光一闪"]
     sampling: Sampling = Sampling(max_new_tokens=64)
+
+    @model_validator(mode="before")
+    @classmethod
+    def prompts_of_text(cls, values: object) -> object:
+        """A line of a novel is nothing to ask a task."""
+        chat = isinstance(values, dict) and isinstance(values.get("data"), dict) and values["data"].get("format") == "chat"
+        return {"prompts": [], **values} if chat else values  # type: ignore[dict-item]
 
     @field_validator("adapter", mode="before")
     @classmethod
@@ -69,6 +80,16 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
             raise ValueError("an adapter: it is what learns, and what KL switches off to see the base")
         return value
 
+    @model_validator(mode="after")
+    def a_task_of_answers(self) -> Stage:
+        """Only conversations have answers."""
+        if self.task is not None:
+            if self.data.format != "chat":
+                expected = "data.format: chat, whose answers it judges"
+                raise UserError("task", got=f"a value, while data.format is {self.data.format}", expected=expected, do="remove it")
+            self.task.check(self.data.answers, "task")
+        return self
+
 
 class Recipe(BaseModel, frozen=True, extra="forbid"):
     """A whole run.
@@ -76,6 +97,8 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     base: `tiny`, a folder, or a hub id
     trust_remote_code: run Python that comes with the base; only for bases you trust
     attention: `sdpa`, `eager` or `flex_attention`; None takes what transformers chooses
+    load_in_4bit: pack the frozen base's linear layers into 4 bits (QLoRA: nf4, double quantisation), a quarter of bf16's memory; needs
+        bitsandbytes
     output_dir: where the run lies; None is `runs/<name of the recipe file>`
     layout: `stages` gives each stage a folder of its own; `flat` puts checkpoints and adapter into output_dir itself, as older recipes
         expect them; `final` puts the adapter into its folder `final`
@@ -85,6 +108,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     base: str = "tiny"
     trust_remote_code: bool = False
     attention: Literal["sdpa", "eager", "flex_attention"] | None = None
+    load_in_4bit: bool = False
     output_dir: str | None = None
     layout: Literal["stages", "flat", "final"] = "stages"
     stages: list[Stage] = Field(min_length=1)

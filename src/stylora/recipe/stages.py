@@ -25,7 +25,7 @@ from stylora.samples.objective import READ_BY as OBJECTIVE_READ_BY
 from stylora.samples.settings import READ_BY as DATA_READ_BY
 from stylora.train.settings import current_names
 
-INHERITED = ("data", "objective", "adapter", "train", "prompts", "sampling")
+INHERITED = ("data", "objective", "adapter", "train", "task", "prompts", "sampling")
 READ_BY: dict[str, tuple[str, Mapping[str, Container[str]]]] = {
     "data": ("format", DATA_READ_BY),
     "objective": ("kind", {kind: {*keys, "kind", "kl"} for kind, keys in OBJECTIVE_READ_BY.items()}),

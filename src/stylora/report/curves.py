@@ -12,8 +12,8 @@ import numpy as np
 
 from .figures import STRETCHES, Curve, curve, smooth, thin
 from .panel import CROWDED, Line, Mark, Panel, Track
-from .words import WORDS, Said, both, part_name, word
-from .written import nats, of_loss, short, whole
+from .words import WORDS, Said, both, part_name, score_name, word
+from .written import nats, of_loss, scored, short, whole
 
 MANY = 5  # stages beyond which only smoothed curves are drawn
 WIDE = 50  # times the lowest of a curve: from there it is drawn on a logarithmic axis
@@ -91,6 +91,28 @@ def _seams(found: Sequence[Track]) -> list[Mark]:
 
 
 # ------------------------------------------------------------------------------------------------------------- held out
+
+
+def scores(found: Sequence[Track], name: str) -> Panel | None:
+    """A metric of the task at every evaluation; the adapter that was kept is marked."""
+    lines, marks = [], []
+    for track in found:
+        measured = track.stage.score(name)
+        if name not in track.stage.scores or not len(measured):
+            continue
+        points = thin(measured)
+        told = zip(points.steps.tolist(), points.values.tolist(), strict=True)
+        tips = [_told(track, step, both(scored(None, value))) for step, value in told]
+        look = "dots" if len(measured) <= CROWDED else "line"
+        lines.append(Line(name=track.name, colour=track.colour, look=look, x=points.steps + float(track.offset), y=points.values,
+                          tips=list(tips)))  # fmt: skip
+        kept = track.stage.kept
+        if kept is not None and measured.at(kept) is not None:
+            marks.append(Mark(kind="best", x=track.offset + kept, y=measured.at(kept), colour=track.colour))
+    if not lines:
+        return None
+    key = re.sub(r"\W", "_", f"score_{name}")
+    return Panel(key=key, title=score_name(name), unit=both(""), across=word("step"), lines=lines, marks=marks + _seams(found))
 
 
 def held_out(found: Sequence[Track], part: str) -> Panel | None:

@@ -32,6 +32,7 @@ class Stage:
     run, name: what they are called; group: number of the run among those compared
     parent: number of the stage among those reported that this one goes on from
     state, step, steps: as `stylora runs` tells them; when: of the last change, as ISO 8601; seconds: of training since its last start
+    scores: names of `eval/` figures that are a task's metrics and no losses
     rows: of metrics.jsonl; held_out: lines of held_out.jsonl; samples: (step, prompt -> continuation) of samples.jsonl
     evaluation: evaluation.json; environment: environment.json; rejects: lines of rejects.jsonl
     recipe: the resolved recipe; asked: what it sets otherwise than by default; recipe_text: as YAML
@@ -50,6 +51,7 @@ class Stage:
     when: str = ""
     seconds: float | None = None
     base: str = ""
+    scores: Sequence[str] = ()
     rows: Sequence[Mapping[str, Any]] = ()
     held_out: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[tuple[int, Mapping[str, str]]] = ()
@@ -79,7 +81,12 @@ class Stage:
     def _held_out_losses(self) -> dict[str, Curve]:
         rows = [row for row in self.rows if any(key.startswith(HELD_OUT) for key in row)]
         keys = dict.fromkeys(key for row in rows for key in row if key.startswith(HELD_OUT))
-        return {key.removeprefix(HELD_OUT): found for key in keys if len(found := curve(rows, key))}
+        named = {key.removeprefix(HELD_OUT): key for key in keys}
+        return {part: found for part, key in named.items() if part not in self.scores and len(found := curve(rows, key))}
+
+    def score(self, name: str) -> Curve:
+        """A metric of the task at each evaluation; empty where it was not measured."""
+        return curve(self.rows, HELD_OUT + name)
 
     @cached_property
     def losses(self) -> Curve:

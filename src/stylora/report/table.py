@@ -12,18 +12,21 @@ from .figures import Change, perplexity
 from .panel import Track, tracks
 from .reading import comparison, reading
 from .stage import Stage
-from .words import STATES, Said, part_name, word
-from .written import change, of_loss, whole
+from .words import STATES, Said, part_name, score_name, word
+from .written import change, of_loss, scored, whole
 
 
 def table(stages: Sequence[Stage], language: str, *, compared: bool = False) -> Table:
-    """One line a stage: perplexity of each part before → after with its change, the best step, how far it came."""
+    """One line a stage: perplexity of each part before → after with its change, the task's metrics, the best step, how far it came."""
     found = tracks(stages, compared=compared)
+    scores = list(dict.fromkeys(name for stage in stages for name in stage.scores))
     parts = list(dict.fromkeys(part for stage in stages for part in stage.parts))
     shown = Table(box=None, header_style="bold", pad_edge=False)
     shown.add_column(word("run" if compared else "stage").of(language), overflow="fold")
     for part in parts:
         shown.add_column(part_name(part).of(language), justify="right", no_wrap=True)
+    for name in scores:
+        shown.add_column(score_name(name).of(language), justify="right", no_wrap=True)
     shown.add_column(word("best_at").of(language), justify="right", no_wrap=True)
     shown.add_column(word("steps").of(language), justify="right", no_wrap=True)
     shown.add_column(word("state").of(language), no_wrap=True)
@@ -32,7 +35,8 @@ def table(stages: Sequence[Stage], language: str, *, compared: bool = False) -> 
         best = [stage.best(part) for part in parts[:1]]
         done = whole(stage.step) if stage.steps in (None, stage.step) else f"{whole(stage.step)} / {whole(stage.steps or 0)}"
         shown.add_row(
-            Text(track.name), *[_cell(stage.change(part)) for part in parts], whole(best[0]) if best and best[0] is not None else "–", done,
+            Text(track.name), *[_cell(stage.change(part)) for part in parts], *[scored(*_ends(stage, name)) for name in scores],
+            whole(best[0]) if best and best[0] is not None else "–", done,
             STATES[stage.state].of(language),
         )  # fmt: skip
     return shown
@@ -43,6 +47,12 @@ def _cell(found: Change | None) -> Text:
         return Text("–")
     colour = {-1: "green", 0: "", 1: "red"}[found.direction]
     return Text(f"{of_loss(found.before)} → {of_loss(found.after)} ").append(change(found.share), style=colour)
+
+
+def _ends(stage: Stage, name: str) -> tuple[float | None, float | None]:
+    """A metric before training, and of the adapter that was kept."""
+    found = stage.score(name)
+    return found.at(0), None if stage.kept is None else found.at(stage.kept)
 
 
 def sentences(stages: Sequence[Stage], *, compared: bool = False) -> list[Said]:
@@ -69,7 +79,9 @@ def _stage_json(track: Track) -> dict[str, Any]:
         "base": stage.base, "when": stage.when or None, "seconds": stage.seconds, "device": stage.environment.get("device"),
         "kept_step": stage.kept, "overfitting_step": stage.overfitting, "spikes": stage.spikes, "no_number": stage.broken,
         "against_base": stage.origin.is_base if stage.origin else None,
-        "parts": {part: _part_json(stage, part) for part in stage.parts}, "troubles": list(stage.troubles),
+        "parts": {part: _part_json(stage, part) for part in stage.parts},
+        "scores": {name: dict(zip(("before", "after"), _ends(stage, name), strict=True)) for name in stage.scores},
+        "troubles": list(stage.troubles),
     }  # fmt: skip
 
 

@@ -40,6 +40,23 @@ def part_name(part: str) -> Said:
     return PARTS.get(part) or both(part)
 
 
+SCORES = {
+    "exact": Said("exact", "完全一致"),
+    "accuracy": Said("accuracy", "准确率"),
+    "macro_f1": Said("macro-F1", "宏 F1"),
+    "json_valid": Said("valid JSON", "有效 JSON"),
+    "pair_precision": Said("pair precision", "键值对精确率"),
+    "pair_recall": Said("pair recall", "键值对召回率"),
+    "pair_f1": Said("pair F1", "键值对 F1"),
+}
+"""metrics of a task; others go by their own name"""
+
+
+def score_name(name: str) -> Said:
+    """What a metric of a task is called."""
+    return SCORES.get(name) or both(name)
+
+
 WORDS = {
     # headline
     "report": Said("training report", "训练报告"),

@@ -43,6 +43,13 @@ def change(share: float, *, sign: bool = True) -> str:
     return _signed(f"{percent:+,.{digits}f} %" if sign else f"{percent:,.{digits}f} %")
 
 
+def scored(before: float | None, after: float | None) -> str:
+    """A metric before → after: 48.0 % → 92.3 %; beyond 0 to 1 it is no share, and stays a number."""
+    numbers = [value for value in (before, after) if value is not None]
+    shares = all(0 <= value <= 1 for value in numbers)
+    return " → ".join(f"{100 * value:.1f} %" if shares else short(value) for value in numbers) or "–"
+
+
 def share(value: float) -> str:
     """Of a whole: 97 %."""
     return f"{_signed(f'{100 * value:.0f}')} %"

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from stylora.samples.chat_data import ChatSummary
+from stylora.samples.chat_summary import ChatSummary
 from stylora.samples.settings import Data
 
-SHOWN = 20  # rows named; `--json` has them all
+SHOWN = 20  # rows and labels named; `--json` has them all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ def show_chat(found: ChatScan, console: Console) -> None:
         bad = refused.count(report.path)
         table.add_row(Text(report.path), report.skipped or report.encoding, f"{report.counts.get('rows', 0) - bad:,}", f"{bad:,}")
     console.print(table)
-    for name, told in account_of_chat(found.summary):
+    for name, told in [*account_of_chat(found.summary), *balance_of_labels(found.summary)]:
         console.print(f"{name:<10} {told}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -61,6 +61,11 @@ def account_of_chat(summary: ChatSummary) -> Iterator[tuple[str, str]]:
     )
     if summary.held:
         yield "held out", f"{summary.held:,} conversations"
+        yield "copies", (
+            f"{summary.near_copies:,} of {summary.compared:,} held-out conversations ask almost what a training row of the same answer asks"
+        )
+    if summary.groups:
+        yield "groups", f"{summary.groups:,}, each on one side of a split"
     yield "epoch", (
         f"{summary.epoch_samples:,} conversations, {summary.epoch_tokens:,} tokens, "
         f"{summary.epoch_answer_tokens:,} of them learned ({summary.epoch_answer_tokens / summary.epoch_tokens:.1%})"
@@ -69,3 +74,12 @@ def account_of_chat(summary: ChatSummary) -> Iterator[tuple[str, str]]:
         yield "quoted", f"{summary.quoted:,} conversations have special tokens in their messages; they are read as plain text"
     for warning in summary.warnings:
         yield "warning", warning
+
+
+def balance_of_labels(summary: ChatSummary) -> Iterator[tuple[str, str]]:
+    """(name, figures) of each label, the most frequent first: the training rows that learn it, and their share."""
+    total = sum(summary.balance.values())
+    for label, count in list(summary.balance.items())[:SHOWN]:
+        yield "label", f"{count:>7,} {count / total:>6.1%}  {label}"
+    if len(summary.balance) > SHOWN:
+        yield "label", f"... and {len(summary.balance) - SHOWN:,} more; `stylora data --json` counts them all"

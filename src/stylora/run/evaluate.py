@@ -35,12 +35,14 @@ from stylora.recipe.recipe import Recipe
 from stylora.samples.chat_data import ChatData
 from stylora.train.checkpoint import steps_there, unsound
 
-from .evaluation_data import EvaluationData, HeldOutText, TrainedOn, choose_recipe, same_place, stage_recipe
+from .evaluation_data import EvaluationData, HeldOutText, TrainedOn, choose_recipe, measured_on, same_place, stage_recipe
 from .evaluation_options import Checkpoints
 from .figures import Asked, alarms, continuation_figures, distance_figures, label, loss_figures, measure_loss
 from .folder import EVALUATION, StageFolder, adapter_hash, write_json
 from .open import Found, find_model, put_on
+from .plan import chat_format, open_tokenizer
 from .show_evaluation import telling
+from .task import TaskAtHand, both_ways, read_task, task_at_hand, write_errors
 
 SAMPLING = Sampling(max_new_tokens=100)
 
@@ -67,13 +69,14 @@ class Variant:
 class OnBase:
     """A base, loaded, with what all models on it are measured against: the held-out text in its tokens, and its own loss of that.
 
-    head: how its logits are made, as it was proved; entry: all its own figures
+    head: how its logits are made, as it was proved; task: what it is asked, of conversations with a task; entry: all its own figures
     """
 
     base: Base
     head: str
     text: HeldOutText
     loss: dict[str, HeldOut]
+    task: TaskAtHand | None
     entry: dict[str, Any] = field(default_factory=dict)
 
 
@@ -88,20 +91,21 @@ class Evaluation:
 
     @property
     def generates(self) -> bool:
-        """Conversations are measured by their loss alone."""
+        """Conversations are measured by their loss, and by their task where they have one."""
         return not isinstance(self.data.data, ChatData)
 
 
 def evaluate(
-    models: Sequence[str], *, data: Path | Recipe | None = None, stage: str | None = None, prompts: Sequence[str] = PROMPTS,
-    sampling: Sampling = SAMPLING, samples: int = 1, seed: int = 0, weights: Sequence[float] = (1.0,),
+    models: Sequence[str], *, data: Path | Recipe | None = None, stage: str | None = None, held_out: Path | None = None,
+    prompts: Sequence[str] = PROMPTS, sampling: Sampling = SAMPLING, samples: int = 1, seed: int = 0, weights: Sequence[float] = (1.0,),
     checkpoints: Checkpoints | None = None, console: Console, base: str | None = None, trust_remote_code: bool = False,
     cache: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the models and their bases; gives what evaluation.json says, and writes it beside the stack.json of every stage.
 
     models: MODEL arguments; data, stage: the recipe and stage whose data section is measured on, None for that of the first model that is
-        a stage; samples: continuations of each prompt; seed: of the voice and the intervals (the draws have sampling's own)
+        a stage; held_out: a file of conversations to measure on instead of those the recipe holds out
+    samples: continuations of each prompt; seed: of the voice and the intervals (the draws have sampling's own)
     weights: factors of each adapter's update, 1 as trained; checkpoints: of each stage, measured before what it ended with
     base: replaces that of PEFT folders and runs; cache: of tokens
     Raises UserError for a MODEL, checkpoint, recipe, stage or base that is not there, and for weights an adapter can't have.
@@ -115,7 +119,7 @@ def evaluate(
     for each in found:
         tokenizer_file(each.base, where=each.where)  # a base that is not there is told before hours are spent on the others
     asked = Asked(prompts=tuple(prompts), sampling=sampling, samples=samples, seed=seed)
-    yardstick = EvaluationData(recipe=choose_recipe(found, data, stage, base), cache=cache)
+    yardstick = EvaluationData(recipe=measured_on(choose_recipe(found, data, stage, base), held_out), cache=cache)
     groups = by_base(found)
     keep_freed_memory()
     with telling(console, 1 + len(groups) + sum(map(len, variants.values()))) as tell:
@@ -167,10 +171,12 @@ def plan(found: Found, checkpoints: Checkpoints | None, weights: Sequence[float]
 
 
 def by_base(found: Sequence[Found]) -> list[list[Found]]:
-    """The models of each base together, in the order in which bases and models were named."""
+    """The models of each base together, packed or not, in the order in which bases and models were named."""
     groups: list[list[Found]] = []
     for each in found:
-        group = next((group for group in groups if same_place(group[0].base, each.base)), None)
+        group = next(
+            (one for one in groups if same_place(one[0].base, each.base) and one[0].load_in_4bit == each.load_in_4bit), None
+        )
         if group is None:
             groups.append([each])
         else:
@@ -180,7 +186,10 @@ def by_base(found: Sequence[Found]) -> list[list[Found]]:
 
 def measure_base(found: Found, common: Evaluation, trust_remote_code: bool) -> OnBase:
     """Load a base and measure it, bare. found: a model on it"""
-    base = load_base(found.base, common.device, trust_remote_code=trust_remote_code, where=found.where)
+    base = load_base(
+        found.base, common.device, trust_remote_code=trust_remote_code, load_in_4bit=found.load_in_4bit, where=found.where
+    )
+    base = replace(base, name=f"{found.base} in 4 bits" if found.load_in_4bit else found.base)
     proofs, data = prove_base(base.model, words=len(base.tokenizer)), common.data.data
     if isinstance(data, ChatData) and not proofs.packs and data.branches is not None:
         raise UserError(
@@ -190,9 +199,14 @@ def measure_base(found: Found, common: Evaluation, trust_remote_code: bool) -> O
     text = common.data.held_out(found.base)
     with precision_context(common.device.device, common.device.dtype):
         loss = measure_loss(ForestModel(base.model, words=len(base.tokenizer), head=proofs.head), text)
-    on = OnBase(base=base, head=proofs.head, text=text, loss=loss)
+    task = None
+    if isinstance(data, ChatData):
+        stage = common.data.recipe.stages[0]
+        form = chat_format(found.base, open_tokenizer(found.base), stage.data.chat_template_kwargs)
+        task = task_at_hand(stage, common.data.conversations(found.base), form, base.tokenizer, packs=proofs.packs)
+    on = OnBase(base=base, head=proofs.head, text=text, loss=loss, task=task)
     trained_on = common.data.trained_on(Found(name="base", base=found.base)) if common.generates else None
-    on.entry.update({**Variant(name="base").as_json(found.base), **figures(base.model, on, common, trained_on, loss)})
+    on.entry.update({**Variant(name="base").as_json(base.name), **figures(base.model, on, common, trained_on, loss=loss)})
     return on
 
 
@@ -215,24 +229,39 @@ def measure_model(
                 restore_adapter(model, variant.folder)
                 there = variant.folder
             with nullcontext() if variant.weight == 1 else adapter_weight(model, variant.weight):
-                measured[key] = figures(model, on, common, trained_on)
+                measured[key] = figures(model, on, common, trained_on, stage=found.stack and found.stack.parent)
         yield {**variant.as_json(on.base.name), **measured[key]}
     model.unload()
 
 
 def figures(
-    model: Model, on: OnBase, common: Evaluation, trained_on: TrainedOn | None, loss: dict[str, HeldOut] | None = None
-) -> dict[str, Any]:
-    """What was measured of a model in the state it is in. trained_on: None where nothing is continued; loss: where it is known already"""
+    model: Model, on: OnBase, common: Evaluation, trained_on: TrainedOn | None, *, loss: dict[str, HeldOut] | None = None,
+    stage: Path | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """What was measured of a model in the state it is in.
+
+    trained_on: None where nothing is continued; loss: where it is known already; stage: its folder, which says how sure it is of labels
+    """
     forest = ForestModel(on.base.model, words=len(on.base.tokenizer), head=on.head)  # adapters lie inside
     with precision_context(common.device.device, common.device.dtype):
         found = {"held_out": loss_figures(loss or measure_loss(forest, on.text), on.loss), **distance_figures(forest, on.text)}
         if trained_on is None:
-            return {**found, "generation": None, "samples": []}
+            return {**found, "task": None if on.task is None else answers(on.task, forest, stage), "generation": None, "samples": []}
         generation, samples = continuation_figures(
             model, forest, on.base, common.asked, voice=common.voice, trained_on=trained_on.text
         )
-    return {**found, "generation": generation | {"copied_held_out": trained_on.held_out}, "samples": samples}
+    return {**found, "task": None, "generation": generation | {"copied_held_out": trained_on.held_out}, "samples": samples}
+
+
+def answers(task: TaskAtHand, forest: ForestModel, stage: Path | None) -> dict[str, Any]:
+    """The task's metrics, `free` and `constrained`; the wrong answers of a stage are left in its folder."""
+    if not task.every:
+        return {}
+    told = None if stage is None else read_task(stage)
+    found = both_ways(task.asks, forest, task.every, None if told is None else told.temperature)
+    if stage is not None and os.access(stage, os.W_OK):
+        write_errors(stage, found.get("constrained", found["free"]).rows, task.asks.kind)
+    return {way: examined.metrics for way, examined in found.items()}
 
 
 def described(common: Evaluation, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -252,7 +281,7 @@ def described(common: Evaluation, entries: Sequence[dict[str, Any]]) -> dict[str
 def cautions(common: Evaluation, entries: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What is not measured here, and what does not compare."""
     if not common.generates:
-        yield "the data are conversations: their loss and KL are measured; style, continuations and copying are not"
+        yield "the data are conversations: loss, KL and task are measured; style, continuations and copying are not"
     if not any(entry["held_out"] for entry in entries):
         yield "nothing is held out: there is no loss and no KL; set data.validation"
     if len({entry["base"] for entry in entries}) > 1:

@@ -65,6 +65,15 @@ class EvaluationData:
         """Windows or conversations, in the tokens of the recipe's base."""
         return read_data(self.recipe, self._tokenizer, cache=self.cache)
 
+    def conversations(self, base: str) -> ChatData:
+        """The rows in the tokens of `base`."""
+        if _same_tokens(base, self.recipe.base):
+            assert isinstance(self.data, ChatData)
+            return self.data
+        other = read_data(self.recipe.model_copy(update={"base": base}), open_tokenizer(base), cache=self.cache)
+        assert isinstance(other, ChatData)
+        return other
+
     def held_out(self, base: str) -> HeldOutText:
         """For models on `base`; parts in which nothing is predicted are left out."""
         data, context = self.data, context_length(base)
@@ -73,7 +82,7 @@ class EvaluationData:
         if _same_tokens(base, self.recipe.base) and (context is None or longest <= context):
             pass  # as they are
         elif isinstance(data, ChatData):
-            other = read_data(self.recipe.model_copy(update={"base": base}), open_tokenizer(base), cache=self.cache)
+            other = self.conversations(base)
             samples, characters = other.validation_samples, other.validation_characters
         else:
             tokenizer = open_tokenizer(base)
@@ -154,6 +163,17 @@ def choose_recipe(found: Sequence[Found], data: Path | Recipe | None, stage: str
         raise UserError("--stage", got=repr(stage), expected="a stage of the recipe", do=did_you_mean(stage, names))
     chosen = recipe.stages[names.index(stage) if stage is not None else 0]
     return recipe.model_copy(update={"stages": [chosen], "base": base or recipe.base})
+
+
+def measured_on(recipe: Recipe, held_out: Path | None) -> Recipe:
+    """The recipe with this file as what is held out; None keeps its own. Raises UserError for a recipe of text."""
+    if held_out is None:
+        return recipe
+    (stage,) = recipe.stages
+    if stage.data.format != "chat":
+        raise UserError("--held-out", got=f"data.format {stage.data.format}", expected="chat", do="set data.validation in a recipe")
+    data = stage.data.model_copy(update={"validation": (str(held_out),)})
+    return recipe.model_copy(update={"stages": [stage.model_copy(update={"data": data})]})
 
 
 def stage_recipe(found: Found) -> Recipe | None:

@@ -312,7 +312,8 @@ def write_stack(
     below = zip(recipe.stages[0].adapter.frozen, made["frozen"], strict=True)
     frozen = [_entry(stage, Path(path), f"frozen{number}", hash) for number, (path, hash) in enumerate(below)]
     adapter = _entry(stage, stage.adapter, "default", adapter_hash(stage.adapter))
-    base, epochs = {"name": recipe.base, "fingerprint": base_fingerprint}, recipe.stages[0].train.num_train_epochs
+    base = {"name": recipe.base, "fingerprint": base_fingerprint, "load_in_4bit": recipe.load_in_4bit}
+    epochs = recipe.stages[0].train.num_train_epochs
     write_json(stage.stack, {"base": base, "adapters": [*frozen, adapter], "steps": steps, "num_train_epochs": epochs, "made_from": made})
 
 

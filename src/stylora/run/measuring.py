@@ -1,6 +1,6 @@
-"""What a training measures as it goes, and what it leaves in memory: held-out loss, the fixed prompts continued.
+"""What a training measures as it goes, and what it leaves in memory: held-out loss, the task's own metrics, the fixed prompts continued.
 
-Each evaluation is a line of held_out.jsonl and samples.jsonl, so a resumed run knows those before it.
+Each evaluation is a line of held_out.jsonl, task.jsonl and samples.jsonl, so a resumed run knows those before it.
 """
 
 from __future__ import annotations
@@ -12,18 +12,23 @@ from rich.console import Console
 from rich.markup import escape
 
 from stylora.evaluate.held_out import HeldOut, measure, precision_context
+from stylora.evaluate.judging import errors
+from stylora.evaluate.task import flat
 from stylora.generate.decode import generate
 from stylora.model.base import Base
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel
-from stylora.model.processes import rank, wait_for_all
+from stylora.model.processes import agreed, rank, wait_for_all
 from stylora.recipe.recipe import Stage
 from stylora.samples.chat_data import ChatData
 from stylora.samples.text import TextData
 from stylora.train.logs import append_line, read_lines
 from stylora.train.trainer import Evaluator
 
-HELD_OUT, SAMPLES = "held_out.jsonl", "samples.jsonl"
+from .task import TaskAtHand, write_errors
+
+HELD_OUT, TASK_METRICS, SAMPLES = "held_out.jsonl", "task.jsonl", "samples.jsonl"
+WRONG = 3  # wrong answers shown at an evaluation
 
 
 @dataclass(kw_only=True)
@@ -47,8 +52,10 @@ class Outcome:
         self.samples = [row["samples"] for row in read_lines(self.folder / SAMPLES)]
 
 
-def evaluators(stage: Stage, folder: Path, base: Base, data: TextData | ChatData, device: Device, console: Console) -> list[Evaluator]:
-    """Held-out loss of each part, scored by all processes; and the prompts continued, by the first."""
+def evaluators(
+    stage: Stage, folder: Path, base: Base, data: TextData | ChatData, device: Device, console: Console, task: TaskAtHand | None
+) -> list[Evaluator]:
+    """Held-out loss of each part, scored by all processes; the task's questions and the prompts, answered by the first."""
 
     def held_out(model: ForestModel, step: int) -> dict[str, float]:
         with precision_context(device.device, device.dtype):
@@ -61,15 +68,32 @@ def evaluators(stage: Stage, folder: Path, base: Base, data: TextData | ChatData
             append_line(folder / HELD_OUT, {"step": step} | {part: figures.as_json() for part, figures in found.items()})
         return {part: figures.loss for part, figures in found.items()}
 
+    def answers(model: ForestModel, step: int) -> dict[str, float]:
+        assert task is not None
+        found: dict[str, float] = {}
+        if rank() == 0:
+            with precision_context(device.device, device.dtype):
+                # labels are scored, which is fast and says how sure the model is; JSON is written as the model likes, which may be broken
+                done = task.asks.examine(model, task.questions, constrain=task.asks.kind == "label")
+            append_line(folder / TASK_METRICS, {"step": step, "metrics": done.metrics})
+            write_errors(folder, done.rows, task.asks.kind)
+            for wrong in list(errors(done.rows, task.asks.kind))[:WRONG]:
+                told = f"  wrong: {wrong['input']} -> {wrong['got'] or '(nothing)'}, expected {wrong['expected']}"
+                console.print(told.replace("\n", "↵"), markup=False, highlight=False)
+            found = flat(done.metrics)
+        return agreed(found)
+
     def continuations(model: ForestModel, step: int) -> dict[str, float]:
         if rank() == 0:
             with precision_context(device.device, device.dtype):
-                answers = generate(model.model, base.tokenizer, stage.prompts, stage.sampling)
-            append_line(folder / SAMPLES, {"step": step, "samples": {answer.prompt: answer.text for answer in answers}})
-            for answer in answers:
-                console.print(f"  [bold]{escape(answer.prompt)}[/bold]", end="", highlight=False)
-                console.print(answer.text, markup=False, highlight=False)
+                found = generate(model.model, base.tokenizer, stage.prompts, stage.sampling, chat=stage.data.format == "chat")
+            append_line(folder / SAMPLES, {"step": step, "samples": {each.prompt: each.text for each in found}})
+            for each in found:
+                between = " -> " if stage.data.format == "chat" else ""
+                console.print(f"  [bold]{escape(each.prompt)}[/bold]{between}", end="", highlight=False)
+                console.print(each.text, markup=False, highlight=False)
         wait_for_all()
         return {}
 
-    return [held_out, *([continuations] if stage.prompts else [])]
+    asked = task is not None and bool(task.questions)
+    return [held_out, *([answers] if asked else []), *([continuations] if stage.prompts else [])]

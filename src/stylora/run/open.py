@@ -31,6 +31,7 @@ class Found:
 
     name: MODEL itself; base: name of its base; adapters: their folders, bottom to top; stack: its stack.json, None where it has none
     fingerprint: of the base it was trained on, None where nothing says it
+    load_in_4bit: is its base packed, as its recipe had it?
     """
 
     name: str
@@ -38,6 +39,7 @@ class Found:
     adapters: tuple[Path, ...] = ()
     stack: Path | None = None
     fingerprint: dict[str, Any] | None = None
+    load_in_4bit: bool = False
 
     @property
     def adapter(self) -> Path | None:
@@ -62,7 +64,10 @@ class Opened:
 def open_model(name: str, device: Device, *, base: str | None = None, trust_remote_code: bool = False) -> Opened:
     """Open MODEL. base: replaces the base named by a PEFT folder. Raises UserError when it is none of the forms, or was changed."""
     found = find_model(name, base=base)
-    return put_on(load_base(found.base, device, trust_remote_code=trust_remote_code, where=found.where), found)
+    opened = load_base(
+        found.base, device, trust_remote_code=trust_remote_code, load_in_4bit=found.load_in_4bit, where=found.where
+    )
+    return put_on(opened, found)
 
 
 def find_model(name: str, *, base: str | None = None) -> Found:
@@ -73,7 +78,11 @@ def find_model(name: str, *, base: str | None = None) -> Found:
         return _read_stack(name, stack, base)
     if (path / "adapter_config.json").is_file():
         config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        return Found(name=name, base=base or config["base_model_name_or_path"], adapters=(*_below(path), path))
+        stage = parent_stage(path)
+        return Found(
+            name=name, base=base or config["base_model_name_or_path"], adapters=(*_below(path), path),
+            load_in_4bit=stage is not None and load_recipe(stage.recipe).load_in_4bit,
+        )  # fmt: skip
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(name, got="a folder without a finished run or model", expected="a run, stage, stack.json, PEFT or model folder")
     return Found(name=name, base=name)
@@ -149,7 +158,7 @@ def _read_stack(name: str, stack: Path, base: str | None) -> Found:
         _check_hash(folder, entry["hash"])
     return Found(
         name=name, base=base or described["base"]["name"], adapters=tuple(folders), stack=stack,
-        fingerprint=described["base"]["fingerprint"],
+        fingerprint=described["base"]["fingerprint"], load_in_4bit=described["base"].get("load_in_4bit", False),
     )  # fmt: skip
 
 

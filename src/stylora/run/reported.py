@@ -97,6 +97,7 @@ def read_stage(run: Run) -> Stage:
     held_out = _held_out(read_rows(path / "held_out.jsonl", troubles))
     evaluation = read_object(path / "evaluation.json", troubles)
     rows = read_rows(path / "metrics.jsonl", [])  # what can't be read of it is among the run's troubles already
+    scores = _scores(path, troubles)
     recipe = run.recipe.model_dump(mode="json") if run.recipe else {}
     stage = run.recipe.stages[0] if run.recipe else None
     runtimes = [row["train_runtime"] for row in rows if is_number(row.get("train_runtime"))]
@@ -105,12 +106,12 @@ def read_stage(run: Run) -> Stage:
     return Stage(
         run=readable(_run_name(run)), name=readable(run.stage), state=run.state, step=run.step, steps=run.steps,
         when=datetime.fromtimestamp(run.when).astimezone().isoformat(timespec="seconds"), seconds=runtimes[-1] if runtimes else None,
-        base=readable(run.recipe.base) if run.recipe else "?", rows=rows, held_out=held_out,
+        base=readable(run.recipe.base) if run.recipe else "?", scores=scores, rows=rows, held_out=held_out,
         samples=_samples(read_rows(path / "samples.jsonl", troubles)), evaluation=evaluation or None,
         environment=read_object(path / "environment.json", troubles), rejects=_rejects(path / "rejects.jsonl", troubles),
         recipe={**{key: value for key, value in recipe.items() if key != "stages"}, **recipe["stages"][0]} if recipe else {},
         asked=_asked(run), recipe_text=yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False) if recipe else "",
-        metric=run.metric if chooses else None, more_is_better=bool(chooses and stage is not None and stage.train.greater_is_better),
+        metric=run.metric if chooses else None, more_is_better=bool(chooses and stage is not None and stage.train.more_is_better),
         spike_factor=stage.train.loss_spike_factor if stage is not None else 2.0, beta=kl.beta if kl is not None else 0.0,
         origin=find_origin(run, rows, held_out, evaluation), troubles=troubles,
     )  # fmt: skip
@@ -147,6 +148,12 @@ def _is_columns(found: object) -> bool:
     return len(numbers) == 3 and len(set(map(len, numbers))) == 1
 
 
+def _scores(path: Path, troubles: list[str]) -> list[str]:
+    """Names of the numbers that task.jsonl has."""
+    rows = [row["metrics"] for row in read_rows(path / "task.jsonl", troubles) if isinstance(row.get("metrics"), dict)]
+    return list(dict.fromkeys(name for row in rows for name, value in row.items() if is_number(value) and name != "rows"))
+
+
 def _samples(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, dict[str, str]]]:
     return [
         (row["step"], {prompt: text for prompt, text in row["samples"].items() if isinstance(text, str)})
@@ -177,11 +184,11 @@ def find_origin(
 ) -> Origin | None:  # fmt: skip
     """What each part of the held-out text cost the base: where the chain of stages began, if the same text was held out there; else by
     evaluation.json; else what it cost at this stage's own first evaluation, and then that is said. None where there was no evaluation."""
-    own, own_held = _first(rows, held_out)
+    own, own_held = _first(rows, held_out, _scores(run.folder.path, []))
     if not own:
         return None
     root, knows_base = _root(run)
-    far, far_held = (own, own_held) if root is run else _first(*_logged(root.folder.path))
+    far, far_held = (own, own_held) if root is run else _first(*_logged(root.folder.path), _scores(root.folder.path, []))
     measured = base_losses(evaluation)
     losses, held, is_base = {}, {}, True
     for part, loss in own.items():
@@ -212,11 +219,13 @@ def _logged(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     return read_rows(path / "metrics.jsonl", []), _held_out(read_rows(path / "held_out.jsonl", []))
 
 
-def _first(rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], Mapping[str, Any]]:
-    """(part -> loss, the line of held_out.jsonl) of the evaluation before the first step; empty where there was none."""
+def _first(
+    rows: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]], scores: Sequence[str]
+) -> tuple[dict[str, float], Mapping[str, Any]]:
+    """(part -> loss, the line of held_out.jsonl) of the evaluation before the first step; empty where there was none. scores: no losses"""
     keys = dict.fromkeys(key for row in rows if row["step"] == 0 for key in row if key.startswith(HELD_OUT))
     found = {key.removeprefix(HELD_OUT): curve(rows, key).at(0) for key in keys}
-    losses = {part: loss for part, loss in found.items() if loss is not None}
+    losses = {part: loss for part, loss in found.items() if loss is not None and part not in scores}
     return losses, next((row for row in held_out if row["step"] == 0), {})
 
 

@@ -75,7 +75,7 @@ class Run:
         values = [(row["step"], row[self.metric]) for row in self.evaluations if self.metric is not None and self.metric in row]
         if not values:
             return {}
-        more = self.recipe is not None and self.recipe.stages[0].train.greater_is_better
+        more = self.recipe is not None and self.recipe.stages[0].train.more_is_better
         trained = [value for step, value in values if step] or [values[0][1]]
         return {"first": values[0][1], "last": values[-1][1], "best": (max if more else min)(trained)}
 

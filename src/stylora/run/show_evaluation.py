@@ -21,6 +21,11 @@ CONTINUATIONS = {
     "dist-4": "distinct_4", "rep-4": "repeated", "degen-\nerate": "degenerate", "stopped": "stopped", "length": "length",
     "copied": "copied", "longest\ncopy": "longest_copy",
 }  # fmt: skip
+TASK = {
+    "rows": "rows", "exact": "exact", "accuracy": "accuracy", "macro_f1": "macro-F1", "json_valid": "valid\nJSON",
+    "pair_precision": "pair\nprecision", "pair_recall": "pair\nrecall", "pair_f1": "pair\nF1",
+}  # fmt: skip
+CONFUSED = 5  # pairs of labels shown
 SHARES = {"degenerate", "stopped", "copied"}
 
 
@@ -49,6 +54,10 @@ def show(result: dict[str, Any], console: Console) -> None:
     several = len({entry["base"] for entry in models}) > 1
     if any(entry["held_out"] for entry in models):
         _print(loss_table(models, several), console)
+    if any(entry["task"] for entry in models):
+        _print(task_table(models, several), console)
+        for line in confusions(models):
+            console.print(line, style="dim", markup=False, highlight=False)
     if any(entry["generation"] for entry in models):
         _print(continuation_table(models, several), console)
         for line in account(result):
@@ -81,6 +90,33 @@ def _loss_cells(entry: dict[str, Any], part: str) -> list[str]:
     change = "" if entry["adapter"] is None else f"{held['change']:+.3f}{_error(held['change_error'])}"
     kl = entry["kl_to_base"][part]
     return [f"{held['perplexity']:.2f}", f"{held['perplexity_per_character']:.2f}", change, "-" if kl is None else f"{kl:.3f}"]
+
+
+def task_table(models: Sequence[dict[str, Any]], several: bool) -> Table:
+    """A row a model and way of answering: as it writes, or held to labels or schema."""
+    told = [(entry, way, found) for entry in models for way, found in (entry["task"] or {}).items()]
+    own = dict.fromkeys(key for _, _, found in told for key, value in found.items() if isinstance(value, float) and key not in TASK)
+    columns = [key for key in (*TASK, *own) if any(key in found for _, _, found in told)]
+    table = _table("answers", [TASK.get(column, column) for column in columns])
+    for entry, way, found in told:
+        cells = [_cell(found[column], column) if column in found else "" for column in columns]
+        table.add_row(Text(f"{name(entry, several)}, {way}"), *cells)
+    return table
+
+
+def _cell(value: float, name: str) -> str:
+    return f"{value:,}" if name == "rows" else f"{value:.1%}" if name in TASK else _number(value)
+
+
+def confusions(models: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What the last model takes for what, most often first."""
+    found = (models[-1]["task"] or {}).get("constrained", {}).get("sets", {})
+    pairs = []
+    for each in found.values():
+        labels, matrix = each["confusion"]["labels"], each["confusion"]["matrix"]
+        pairs += [(count, labels[i], labels[j]) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count]
+    for count, expected, got in sorted(pairs, key=lambda pair: -pair[0])[:CONFUSED]:
+        yield f"{count:>6,} x {expected} taken for {got}"
 
 
 def continuation_table(models: Sequence[dict[str, Any]], several: bool) -> Table:

@@ -10,8 +10,8 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-from stylora.report.words import part_name
-from stylora.report.written import change, duration, of_loss
+from stylora.report.words import part_name, score_name
+from stylora.report.written import change, duration, of_loss, scored
 
 CONTINUATIONS = {"style_score": "style score", "fluency": "base ppl", "distinct_2": "dist-2", "degenerate": "degen."}
 """key of `generation` in evaluation.json -> its column, as `stylora evaluate` calls it"""
@@ -33,11 +33,14 @@ def show(result: Mapping[str, Any], console: Console) -> None:
     points = result["points"]
     parts = list(dict.fromkeys(part for point in points for part, found in point["parts"].items() if "change" in found))
     measured = [key for key in CONTINUATIONS if any(key in (point["evaluation"] or {}) for point in points)]
-    table = _table(["", "point", *[part_name(part).en for part in parts], "time", *[CONTINUATIONS[key] for key in measured]])
+    scores = list(dict.fromkeys(name for point in points for name in point["scores"]))
+    named = [*[part_name(part).en for part in parts], *[score_name(name).en for name in scores]]
+    table = _table(["", "point", *named, "time", *[CONTINUATIONS[key] for key in measured]])
     if measured and result["base"] is not None:
-        table.add_row("", "base", *[""] * (len(parts) + 1), *[_continued(result["base"][key], key) for key in measured])
+        table.add_row("", "base", *[""] * (len(named) + 1), *[_continued(result["base"][key], key) for key in measured])
     for point in ordered(points):
         cells = [_held_out(point["parts"].get(part, {})) for part in parts]
+        cells += [Text(scored(**point["scores"].get(name, {"before": None, "after": None}))) for name in scores]
         time = duration(point["seconds"]) if point["seconds"] is not None else ""
         written = [_continued(point["evaluation"][key], key) if point["evaluation"] else "" for key in measured]
         if point["state"] == "done":

@@ -110,10 +110,13 @@ def check_later(parts: Sequence[Part], console: Console, *, cache: Path | None) 
 
 def _check(recipe: Recipe, made: Sequence[Path], cache: Path | None) -> None:
     """made: folders of adapters that are not there yet"""
+    from stylora.model.device import choose_device
+    from stylora.train.optimizer import check_optimizer
     from stylora.train.trainer import check_trackers
 
     stage, tokenizer = recipe.stages[0], open_tokenizer(recipe.base)
     check_trackers(stage.train.report_to)
+    check_optimizer(stage.train.optim, choose_device(stage.train.precision).device.type)
     for start in filter(None, [stage.adapter.path, *stage.adapter.frozen]):
         if Path(start) not in made:
             adapter_hash(Path(start))

@@ -47,7 +47,7 @@ class Swept:
         (last,) = as_json(stages[-1:])["stages"]
         seconds = [stage.seconds for stage in stages if stage.seconds is not None]
         self.figures[point.name] = {"seconds": sum(seconds) if len(seconds) == len(stages) else None} | {
-            key: last[key] for key in ("against_base", "kept_step", "overfitting_step", "spikes", "parts")
+            key: last[key] for key in ("against_base", "kept_step", "overfitting_step", "spikes", "parts", "scores")
         }
 
     def stopped(self, point: Point, number: int, reason: str) -> None:
@@ -66,8 +66,8 @@ class Swept:
             figures, reason = self.figures.get(point.name), self.reason(point)
             state = "done" if figures is not None else "stopped" if reason is not None else "to do"
             points.append(
-                entry(point) | {"state": state, "reason": reason, "frontier": False, "seconds": None, "parts": {}} | (figures or {})
-                | {"evaluation": measured.get(point.name)}
+                entry(point) | {"state": state, "reason": reason, "frontier": False, "seconds": None, "parts": {}, "scores": {}}
+                | (figures or {}) | {"evaluation": measured.get(point.name)}
             )  # fmt: skip
         for ahead in undominated(points):
             ahead["frontier"] = True

@@ -9,7 +9,7 @@ import json
 import platform
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import TrainerCallback
 
 from stylora import __version__
 from stylora.errors import UserError
+from stylora.evaluate.held_out import precision_context
 from stylora.generate.decode import open_row
 from stylora.model.adapter import build_stack, check_stack, count_parameters, save_adapter
 from stylora.model.base import Base, fingerprint, load_base
@@ -30,6 +31,7 @@ from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
 from stylora.model.processes import agreed, join_processes, leave_processes, lost_peer, rank, ranks, wait_for_all
 from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base, prove_kl
+from stylora.model.quantized import stored_bytes
 from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.chat_data import ChatData
 from stylora.samples.objective import check_vocabulary, read_vocabulary
@@ -37,6 +39,7 @@ from stylora.samples.text import TextData
 from stylora.train.checkpoint import disk_trouble, find_checkpoint
 from stylora.train.interruption import Interrupted, Interruption
 from stylora.train.logs import MetricsFile
+from stylora.train.optimizer import check_optimizer
 from stylora.train.progress import ProgressDisplay, memory_share
 from stylora.train.settings import Train
 from stylora.train.steps import Steps
@@ -61,8 +64,9 @@ from .folder import (
 )
 from .measuring import Outcome, evaluators
 from .open import check_adapter
-from .plan import check_window, open_tokenizer, plan_steps, read_data
+from .plan import chat_format, check_window, open_tokenizer, plan_steps, read_data
 from .resume import carry_out, identity, open_folder, take_best
+from .task import TaskAtHand, TaskFile, task_at_hand, task_file, write_errors, write_task
 
 SECONDS_TO_STOP = 20.0  # for one of several processes: whoever started them ends them after 30
 
@@ -78,6 +82,7 @@ class Prepared:
     model: ForestModel
     steps: Steps
     proofs: Proofs
+    task: TaskAtHand | None
     base_fingerprint: dict[str, Any]
     made: dict[str, Any]
 
@@ -100,6 +105,7 @@ def train(
         console.print(f"done already: {folder.path}{by} (--force trains again, --extend N goes on for N epochs)", markup=False)
         return None
     check_trackers(stage.train.report_to)
+    check_optimizer(stage.train.optim, choose_device(stage.train.precision).device.type)
     for key, start in [("path", stage.adapter.path), *(("frozen", path) for path in stage.adapter.frozen)]:
         if start is not None and folder.path.resolve() in [Path(start).resolve(), *Path(start).resolve().parents]:
             raise UserError(
@@ -127,7 +133,8 @@ def train(
                 raise
             raise told from error
     outcome.seconds = time.perf_counter() - started
-    saved = f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora generate {folder.path} --prompt 剑光一闪"
+    use = f"generate {folder.path} --prompt 剑光一闪" if stage.data.format != "chat" else f"evaluate {folder.path}"
+    saved = f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora {use}"
     console.print(saved, markup=False)
     return outcome
 
@@ -167,21 +174,28 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
     together = join_processes(device)
     if together:
         console.print(f"processes  {together}")
-    base = load_base(recipe.base, device, attention=recipe.attention, trust_remote_code=recipe.trust_remote_code)
+    base = load_base(
+        recipe.base, device, attention=recipe.attention, trust_remote_code=recipe.trust_remote_code, load_in_4bit=recipe.load_in_4bit
+    )
     vocabulary = read_vocabulary(base.tokenizer.backend_tokenizer)
     check_vocabulary(stage.objective, vocabulary)
     check_window(stage, base.context)
     attention = base.model.config._attn_implementation
-    console.print(f"base       {recipe.base}: {type(base.model).__name__}, {device.why}, attention {attention}", markup=False)
+    packed = f", weights in 4 bits ({stored_bytes(base.model) / 1e6:,.0f} MB)" if recipe.load_in_4bit else ""
+    console.print(f"base       {recipe.base}: {type(base.model).__name__}{packed}, {device.why}, attention {attention}", markup=False)
     base_fingerprint = fingerprint(base)
     started = [Path(folder) for folder in [*stage.adapter.frozen, *filter(None, [stage.adapter.path])]]
     for number, folder in enumerate(started):
         check_adapter(folder, recipe.base, base_fingerprint, started[:number])
     proofs, peft_model = prove_and_attach(base, stage)
+    task = None
     if isinstance(data, ChatData):
         proofs.lines.append(data.proof())
+        form = chat_format(recipe.base, open_tokenizer(recipe.base), stage.data.chat_template_kwargs)
+        task = task_at_hand(stage, data, form, base.tokenizer, packs=proofs.packs)
     for number, prompt in enumerate(stage.prompts):
-        open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=False, where=f"prompts[{number}]")
+        open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=stage.data.format == "chat",
+                 where=f"prompts[{number}]")  # fmt: skip
     model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head, kl=stage.objective.kl)  # the adapter lies inside
     if stage.objective.kl is not None and stage.objective.kl.beta:
         proofs.lines.append(prove_kl(model, words=len(base.tokenizer)))
@@ -191,7 +205,7 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
         model.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     steps = plan_steps(stage, data, vocabulary, packs=proofs.packs, rank=rank(), ranks=ranks())
     return Prepared(
-        base=base, data=data, device=device, peft_model=peft_model, model=model, steps=steps, proofs=proofs,
+        base=base, data=data, device=device, peft_model=peft_model, model=model, steps=steps, proofs=proofs, task=task,
         base_fingerprint=base_fingerprint, made=made,
     )  # fmt: skip
 
@@ -241,11 +255,28 @@ def run_stage(
     check_stack(prepared.peft_model, trainable="default")
     outcome = Outcome(folder=folder.path, steps=trainer.state.global_step, tokens=trainer.progress.tokens)
     if rank() == 0:
+        if isinstance(prepared.data, ChatData):
+            write_task(folder.path, learned_task(stage, prepared, folder))
         publish(folder, lambda part: save_all(prepared.peft_model, base, part))
         write_stack(folder, recipe, base_fingerprint=prepared.base_fingerprint, steps=outcome.steps, made=prepared.made)
     wait_for_all()
     outcome.read()
     return outcome
+
+
+def learned_task(stage: Stage, prepared: Prepared, folder: StageFolder) -> TaskFile:
+    """What `predict` needs to know. Where answers are labels, with the temperature at which the held-out ones are likeliest."""
+    task = prepared.task
+    assert isinstance(prepared.data, ChatData)
+    if task is None:
+        return task_file(stage, prepared.data.train_rows)
+    if task.asks.kind != "label" or not task.every:
+        return task.told
+    with precision_context(prepared.device.device, prepared.device.dtype):
+        found = task.asks.examine(prepared.model, task.every, constrain=True)
+    write_errors(folder.path, found.rows, task.asks.kind)
+    assert found.temperature is not None
+    return replace(task.told, temperature=found.temperature)
 
 
 def make_trainer(
@@ -265,7 +296,7 @@ def make_trainer(
         training_arguments(settings, prepared.device, folder.checkpoints, len(steps)), settings,
         base_name=prepared.base.path, folder=folder.path, save_at=saves,
         eval_at=moments(settings.eval_strategy, settings.eval_steps, steps.per_epoch, len(steps)),
-        evaluators=evaluators(stage, folder.path, prepared.base, prepared.data, prepared.device, console),
+        evaluators=evaluators(stage, folder.path, prepared.base, prepared.data, prepared.device, console, prepared.task),
         callbacks=callbacks if rank() == 0 else [], identity=same, interruption=interruption,
     )  # fmt: skip
     display.trainer = trainer

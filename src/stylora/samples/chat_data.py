@@ -2,7 +2,8 @@
 
     files -> conversations (training | held out) -> paths of tokens -> samples; what cannot be used -> rejects, with line and reason
 
-A row longer than `max_length` is refused: an answer that was cut teaches to stop anywhere. Equal rows lie on one side of the split.
+A row longer than `max_length` is refused: an answer that was cut teaches to stop anywhere. Equal rows and rows of one group lie on one
+side of the split (`splits.py`); whether the split tells the truth is looked at once (`split_checks.py`).
 Epochs are drawn from (seed, epoch) alone; every conversation stands in each.
 
 Knows no batches and no model, and writes nothing: `rejects` is for whoever writes the file.
@@ -12,11 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,54 +25,14 @@ from stylora.errors import UserError
 from stylora.forest import Sample
 
 from .chat import ChatFormat
-from .chat import Path as ChatPath
-from .conversations import BadConversation, Conversation, Reject, read_conversations, row_files
+from .chat_summary import NAMED, ChatSummary, summarize
+from .conversations import GROUP, Reject, read_conversations, row_files
+from .encoded import Encoded, characters, encode
 from .settings import Data, as_list
-from .store import report_row
+from .splits import held_out, subset
 
 PART = "answers"
 PROVED = 32  # conversations whose answers are decoded and compared before training
-NAMED = 5  # rejects named where nothing is left
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChatSummary:
-    """What became of the rows, for printing and for `--json`.
-
-    conversations, held: for training and held out; answers: learned in training; trees: conversations of several paths
-    epoch_samples, epoch_tokens, epoch_answer_tokens: of one epoch; the last are those that are predicted
-    longest: tokens of the longest path; quoted: rows with special tokens in their messages, kept as text
-    rejects: rows that cannot be used; reports: of every input file; warnings: sentences for the user
-    """
-
-    conversations: int
-    held: int
-    answers: int
-    trees: int
-    epoch_samples: int
-    epoch_tokens: int
-    epoch_answer_tokens: int
-    longest: int
-    quoted: int
-    rejects: tuple[Reject, ...]
-    reports: tuple[FileReport, ...]
-    warnings: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Everything in it as JSON can carry it."""
-        return {
-            **asdict(self), "rejects": [reject.as_json() for reject in self.rejects],
-            "reports": [report_row(report) for report in self.reports],
-        }  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoded:
-    """A conversation in the base's words. length: tokens of its sample, what its paths share counted once"""
-
-    conversation: Conversation
-    paths: tuple[ChatPath, ...]
-    length: int
 
 
 class ChatData:
@@ -81,6 +40,7 @@ class ChatData:
 
     lengths: int64 [N], tokens of each sample
     validation_samples: {"answers": the held-out samples}; validation_characters: {"answers": characters of what they teach}
+    train_rows, held_rows: the conversations themselves, in the same order, their answers in the form that is learned
     rejects: rows that cannot be used, with file, line and reason
     summary: what became of the data
     """
@@ -88,6 +48,8 @@ class ChatData:
     def __init__(self, form: ChatFormat, data: Data, train: Sequence[Encoded], held: Sequence[Encoded], summary: ChatSummary) -> None:
         self._form, self._turns, self._seed, self._train, self._held = form, data.turns, data.seed, train, held
         self.summary, self.rejects = summary, summary.rejects
+        self.train_rows = tuple(each.conversation for each in train)
+        self.held_rows = tuple(each.conversation for each in held)
         self.lengths = np.array([each.length for each in train], np.int64)
         self.validation_characters: dict[str, list[float]] = {PART: [float(characters(each)) for each in held]}
         seen: Counter[str] = Counter()
@@ -150,7 +112,8 @@ def prepare_chat(
     """Read, split and encode the conversations of a `data` section.
 
     form: how the base writes them; context: longest input of the base, tokens; progress: called with (bytes read, in all)
-    Raises UserError: a `max_length` above the context, no usable row, no training row left, and whatever reading raises.
+    Raises UserError: a `max_length` above the context, no usable row, no training row left, a `group_by` that no row has, and whatever
+    reading raises.
     """
     assert not isinstance(data.train, dict), "the settings refuse styles of conversations"
     limit = data.max_length or context
@@ -162,7 +125,7 @@ def prepare_chat(
 
     def encoded(paths: list[str], leave_out: Sequence[Path] = ()) -> list[Encoded]:
         found = []
-        for row in read_conversations(paths, reports=reports, leave_out=leave_out, progress=progress):
+        for row in read_conversations(paths, reports=reports, leave_out=leave_out, group_by=data.group_by or GROUP, progress=progress):
             each = row if isinstance(row, Reject) else encode(row, form, data, limit)
             if isinstance(each, Reject):
                 rejects.append(each)
@@ -173,6 +136,10 @@ def prepare_chat(
     named = list(data.validation) if isinstance(data.validation, tuple) else []
     rows = encoded(as_list(data.train), [file for path in named if not path.startswith(HUB) for file in row_files(path)])
     train, held = (rows, encoded(named)) if named else split(rows, data.validation, data.seed)
+    if data.group_by and rows and not any(row.conversation.group for row in rows):
+        expected = "a key of the rows, beside their messages, that says what a row was made from"
+        raise UserError("data.group_by", got=f"'{data.group_by}', which no row has", expected=expected)
+    train = [train[i] for i in subset(len(train), data.fraction, data.seed)]
     for where, side in (("data.train", train), ("data.validation", held)):
         if not side and (side is train or named):
             first = "; ".join(f"{reject.origin}: {reject.reason}" for reject in rejects[:NAMED])
@@ -181,60 +148,13 @@ def prepare_chat(
     return ChatData(form, data, train, held, summarize(train, held, rejects, reports, data))
 
 
-def encode(conversation: Conversation, form: ChatFormat, data: Data, limit: int) -> Encoded | Reject:
-    """The conversation in tokens, or why it cannot be used."""
-    try:
-        paths = form.paths(conversation, data.turns)
-    except BadConversation as error:
-        return rejected(conversation, str(error))
-    longest = max(len(path.ids) for path in paths)
-    if longest > limit:
-        return rejected(conversation, f"{longest} tokens, more than {limit}; an answer is never cut")
-    length = longest if len(paths) == 1 else len(form.sample(paths))
-    return Encoded(conversation=conversation, paths=tuple(paths), length=length)
-
-
-def rejected(conversation: Conversation, reason: str) -> Reject:
-    """A conversation that was read but cannot be learned from, in the form all of them have."""
-    row: dict[str, Any] = {"messages": list(conversation.messages)}
-    if conversation.tools:
-        row["tools"] = conversation.tools
-    return Reject(origin=conversation.origin, reason=reason, row=row)
-
-
 def split(rows: Sequence[Encoded], share: object, seed: int) -> tuple[list[Encoded], list[Encoded]]:
-    """Training and held-out rows: `share` of the different conversations by seed, at least one, never all; 0 holds out none."""
+    """Training and held-out rows, as `splits.held_out` decides."""
     assert isinstance(share, float | int)
-    names = sorted({row.conversation.fingerprint for row in rows})
-    count = min(len(names) - 1, max(1, round(share * len(names)))) if share and names else 0
-    chosen = {names[i] for i in np.random.default_rng(seed).permutation(len(names))[:count].tolist()}
     sides: tuple[list[Encoded], list[Encoded]] = ([], [])
-    for row in rows:
-        sides[row.conversation.fingerprint in chosen].append(row)
+    for row, held in zip(rows, held_out([row.conversation for row in rows], share, seed), strict=True):
+        sides[held].append(row)
     return sides
-
-
-def characters(encoded: Encoded) -> int:
-    """Characters of the answers it teaches, stop tokens left out."""
-    return sum(answer.characters for path in encoded.paths for answer in path.answers)
-
-
-def summarize(
-    train: Sequence[Encoded], held: Sequence[Encoded], rejects: Sequence[Reject], reports: Sequence[FileReport], data: Data
-) -> ChatSummary:
-    """Count it all."""
-    answers = [answer for each in train for path in each.paths for answer in path.answers]
-    known = {each.conversation.fingerprint for each in train}
-    copies = sum(each.conversation.fingerprint in known for each in held)
-    warnings = [f"{copies:,} held-out conversations also stand in the training data: the loss measured on them will look too good"]
-    return ChatSummary(
-        conversations=len(train), held=len(held), answers=len(answers), trees=sum(len(each.paths) > 1 for each in train),
-        epoch_samples=len(train), epoch_tokens=sum(each.length for each in train),
-        epoch_answer_tokens=sum(len(answer.targets) + (not answer.stop) for answer in answers),
-        longest=max(len(path.ids) for each in [*train, *held] for path in each.paths),
-        quoted=sum(any(path.quoted for path in each.paths) for each in [*train, *held]),
-        rejects=tuple(rejects), reports=tuple(reports), warnings=tuple(warnings if copies else ()),
-    )  # fmt: skip
 
 
 def _count(seen: Counter[str], name: str) -> int:

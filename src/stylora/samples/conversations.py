@@ -5,7 +5,8 @@
     Alpaca              {"instruction": "...", "input": "...", "output": "...", "system": "...", "history": [["...", "..."]]}
     prompt/completion   {"prompt": "...", "completion": "..."}, each a text or a list of messages
 
-A message may carry a `weight`: what it counts in the loss. A row that is none of these, or teaches nothing, is a `Reject` with its
+A message may carry a `weight`: what it counts in the loss. A row may carry a `group` (or a key of another name): what it was made from,
+so that a split keeps together what belongs together. A row that is none of these, or teaches nothing, is a `Reject` with its
 file, its line and the reason; the rows after it still come. Knows no templates and no tokens, writes nothing.
 """
 
@@ -15,10 +16,10 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from stylora.corpus.clean import Cleaning
 from stylora.corpus.document import FileReport
@@ -29,6 +30,7 @@ from stylora.errors import UserError
 
 SUFFIXES = (".jsonl", ".json")
 SHAPES = ("messages", "conversations", "instruction", "prompt")
+GROUP = "group"  # key of a row that names its group, where nobody says another
 ROLES = {
     **dict.fromkeys(["system", "sys", "developer"], "system"), **dict.fromkeys(["user", "human"], "user"),
     **dict.fromkeys(["assistant", "gpt", "bot", "model", "chatgpt"], "assistant"),
@@ -54,7 +56,8 @@ class Conversation:
     weights: what each message counts in the loss; 0 for all that are no answers
     tools: descriptions of functions, as the row has them; None for none
     origin: `rows.jsonl:17`; source: the file's name without its ending
-    fingerprint: hex BLAKE2b-128 of all that is read of the row, so that equal rows have equal ones
+    fingerprint: hex BLAKE2b-128 of all that is learned of the row, so that equal rows have equal ones, whatever their group
+    group: what the row was made from, such as an alias: rows of one group lie on one side of a split; None where the row has none
     """
 
     messages: tuple[Message, ...]
@@ -63,6 +66,7 @@ class Conversation:
     origin: str
     source: str
     fingerprint: str
+    group: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,18 +83,19 @@ class Reject:
 
 
 def read_conversations(
-    paths: Sequence[str], *, reports: list[FileReport], leave_out: Iterable[Path] = (), progress: Callable[[int, int], None] | None = None
+    paths: Sequence[str], *, reports: list[FileReport], leave_out: Iterable[Path] = (), group_by: str = GROUP,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Conversation | Reject]:
     """Every row of files, folders and hub datasets (`hf:owner/name[:split]`), in order, as a conversation or a reject.
 
-    reports: gets one for each file, filled while it is read; leave_out: files passed over; progress: called with (bytes read, in all)
-    Raises UserError for a bad path, at once.
+    reports: gets one for each file, filled while it is read; leave_out: files passed over; group_by: key of the rows that names
+    their group; progress: called with (bytes read, in all). Raises UserError for a bad path, at once.
     """
     left_out = {path.resolve() for path in leave_out}
     inputs: list[str | Path] = []
     for path in paths:
         inputs += [path] if path.startswith(HUB) else [file for file in row_files(path) if file.resolve() not in left_out]
-    return _conversations(inputs, reports, progress or (lambda done, total: None))
+    return _conversations(inputs, reports, group_by, progress or (lambda done, total: None))
 
 
 def row_files(path: str) -> list[Path]:
@@ -112,8 +117,8 @@ def holds_conversations(file: Path) -> bool:
     return False
 
 
-def conversation(row: object, *, origin: str, source: str) -> Conversation:
-    """One parsed row. Raises BadConversation."""
+def conversation(row: object, *, origin: str, source: str, group_by: str = GROUP) -> Conversation:
+    """One parsed row. group_by: its key that names its group. Raises BadConversation."""
     if isinstance(row, BadRow):
         raise BadConversation(row.reason)
     if not isinstance(row, Mapping):
@@ -122,18 +127,32 @@ def conversation(row: object, *, origin: str, source: str) -> Conversation:
     read = [_message(number, raw) for number, raw in enumerate(_raw_messages(row), 1)]
     messages, weights = tuple(message for message, _ in read), tuple(weight for _, weight in read)
     _refuse_useless(messages, weights)
-    whole = json.dumps([messages, weights, tools], ensure_ascii=False, sort_keys=True)
-    if found := UNUSABLE.search(whole):
-        raise BadConversation(f"the character U+{ord(found[0]):04X}, which is no text")
-    fingerprint = blake2b(whole.encode(), digest_size=16).hexdigest()
-    return Conversation(messages=messages, weights=weights, tools=tools, origin=origin, source=source, fingerprint=fingerprint)
+    return Conversation(
+        messages=messages, weights=weights, tools=tools, origin=origin, source=source, fingerprint=_fingerprint(messages, weights, tools),
+        group=_group(row.get(group_by)),
+    )  # fmt: skip
+
+
+def learned_answers(conversation: Conversation, turns: Literal["all", "last"]) -> list[int]:
+    """Numbers of the messages that are learned: answers of a weight, to something that was said before; of `last` the last of them."""
+    learned = [number for number, weight in enumerate(conversation.weights) if weight and number]
+    return learned if turns == "all" else learned[-1:]
+
+
+def with_contents(conversation: Conversation, contents: Mapping[int, str]) -> Conversation:
+    """The conversation with other texts in some messages. Raises BadConversation where one holds what is no text."""
+    messages = tuple(
+        {**message, "content": contents[number]} if number in contents else message for number, message in enumerate(conversation.messages)
+    )
+    fingerprint = _fingerprint(messages, conversation.weights, conversation.tools)
+    return replace(conversation, messages=messages, fingerprint=fingerprint)
 
 
 # ------------------------------------------------------------------------------------------------------------- files
 
 
 def _conversations(
-    inputs: Sequence[str | Path], reports: list[FileReport], progress: Callable[[int, int], None]
+    inputs: Sequence[str | Path], reports: list[FileReport], group_by: str, progress: Callable[[int, int], None]
 ) -> Iterator[Conversation | Reject]:
     sizes = [item.stat().st_size if isinstance(item, Path) else 0 for item in inputs]
     for place, item in enumerate(inputs):
@@ -141,10 +160,10 @@ def _conversations(
         reports.append(report)
         if isinstance(item, Path):
             with item.open("rb") as stream:
-                yield from _converted(_rows(stream, report), report, item.stem)
+                yield from _converted(_rows(stream, report), report, item.stem, group_by)
         else:
             report.encoding, report.confidence, report.why = "utf-8", 1.0, "datasets"
-            yield from _converted(hub_rows(item), report, item.removeprefix(HUB))
+            yield from _converted(hub_rows(item), report, item.removeprefix(HUB), group_by)
         progress(sum(sizes[: place + 1]), sum(sizes))
 
 
@@ -154,12 +173,14 @@ def _rows(stream: Any, report: FileReport) -> Iterable[tuple[int, object]]:
     return json_rows(decoded.text for _, decoded in intake.decoded_parts(stream, report))
 
 
-def _converted(rows: Iterable[tuple[int, object]], report: FileReport, source: str) -> Iterator[Conversation | Reject]:
+def _converted(
+    rows: Iterable[tuple[int, object]], report: FileReport, source: str, group_by: str
+) -> Iterator[Conversation | Reject]:
     for number, row in rows:
         origin = f"{report.path}:{number}"
         report.counts["rows"] = report.counts.get("rows", 0) + 1
         try:
-            yield conversation(row, origin=origin, source=source)
+            yield conversation(row, origin=origin, source=source, group_by=group_by)
         except BadConversation as error:
             yield Reject(origin=origin, reason=str(error), row=None if isinstance(row, BadRow) else row)
         else:
@@ -308,6 +329,21 @@ def _tools(tools: object) -> list[Any] | None:
     if not isinstance(tools, list) or not all(isinstance(tool, Mapping) for tool in tools):
         raise BadConversation("`tools` is no list of objects")
     return tools
+
+
+def _group(value: object) -> str | None:
+    """The name of a row's group: a text as it stands, anything else as JSON; None where the row has none."""
+    if value is None or value == "":
+        return None
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True)
+
+
+def _fingerprint(messages: Sequence[Message], weights: Sequence[float], tools: list[Any] | None) -> str:
+    """Hash of all that is learned of a row. Raises BadConversation where it holds what is no text."""
+    whole = json.dumps([messages, weights, tools], ensure_ascii=False, sort_keys=True)
+    if found := UNUSABLE.search(whole):
+        raise BadConversation(f"the character U+{ord(found[0]):04X}, which is no text")
+    return blake2b(whole.encode(), digest_size=16).hexdigest()
 
 
 def _refuse_useless(messages: Sequence[Message], weights: Sequence[float]) -> None:

@@ -22,7 +22,8 @@ _TEXT = _BOTH | {
     "general", "general_lines", "general_validation", "general_ratio", "general_repeat", "window", "overlap", "min_window", "cleaning",
 }  # fmt: skip
 READ_BY: dict[str, set[str]] = {
-    "novels": _TEXT, "text": _TEXT, "chat": _BOTH | {"max_length", "turns", "chat_template_kwargs"},
+    "novels": _TEXT, "text": _TEXT,
+    "chat": _BOTH | {"max_length", "turns", "answers", "group_by", "fraction", "chat_template_kwargs"},
 }  # fmt: skip
 """format -> the settings it reads"""
 
@@ -45,8 +46,8 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
         a text of its own that no window runs across; `chat`: conversations (JSONL, JSON), of which the answers are learned
     train: files or folders, or (text) a mapping of style names to `{train, weight}`
     validation: what is held out, before any window is cut. A share (0..1) takes whole books (sources); of a single book its last
-        chapters; of a single source of rows, rows by seed; of conversations whole ones by seed, equal rows together. A list names
-        books or files, for chat files of conversations. 0 holds out nothing
+        chapters; of a single source of rows, rows by seed; of conversations whole ones by seed, equal rows and rows of one group
+        together. A list names books or files, for chat files of conversations. 0 holds out nothing
     general: files or folders of ordinary text that keep the base from forgetting; None for none
     general_lines: is each line of general .txt files a passage of its own, as older recipes have them? Otherwise a file is one text
     general_validation: what of the general text is held out, as in `validation`; measures forgetting
@@ -62,6 +63,12 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     cleaning: what is taken out of the text on its way in
     max_length: chat: longest conversation, in tokens; a longer one is refused and reported, never cut; None is the context of the base
     turns: chat: which answers of a conversation are learned, `all` or only the `last`
+    answers: chat: what the learned answers are: `text`, whatever it says; `label`, one of a closed set; `json`, which is rewritten with
+        sorted keys, and a row whose answer is no JSON is refused
+    group_by: chat: the key of a row that names what it was made from (an alias in many wordings): rows of one group lie on one side of a
+        split. None is the key `group`, where rows have it; rows without the key are groups of their own
+    fraction: chat: share of the training rows that are used, 0 < f <= 1, for learning curves: by seed, a smaller share is part of a larger
+        one, and what is held out stays the same
     chat_template_kwargs: chat: variables for the base's chat template, such as `{enable_thinking: false}`
     seed: of the split, the draws and the shuffle; runs with equal seeds see equal data
     """
@@ -80,6 +87,9 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     cleaning: Cleaning = Cleaning()
     max_length: int | None = Field(default=None, ge=2)
     turns: Literal["all", "last"] = "all"
+    answers: Literal["text", "label", "json"] = "text"
+    group_by: str | None = Field(default=None, min_length=1)
+    fraction: float = Field(default=1.0, gt=0, le=1)
     chat_template_kwargs: dict[str, Any] = {}
     seed: int = Field(default=0, ge=0)
 

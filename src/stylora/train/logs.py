@@ -1,4 +1,4 @@
-"""What a run writes line by line: metrics.jsonl, and what evaluators add (held_out.jsonl, samples.jsonl), with TensorBoard's events.
+"""What a run writes line by line: metrics.jsonl, what evaluators add (held_out.jsonl, task.jsonl, samples.jsonl), TensorBoard's events.
 
 Every line carries its `step`. A checkpoint remembers how long each file was, so that a resumed run cuts them back to that moment and the
 finished files are those of a run that was never interrupted.
@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-LINES = ("metrics.jsonl", "held_out.jsonl", "samples.jsonl")
+LINES = ("metrics.jsonl", "held_out.jsonl", "task.jsonl", "samples.jsonl")
 EVENTS = "events.out.tfevents.*"
 
 

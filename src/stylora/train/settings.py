@@ -11,10 +11,14 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 RENAMED = {"evaluation_strategy": "eval_strategy"}
+LOSSES = ("loss", "style", "general", "answers")
+"""metrics of training that are nats: the loss of the held-out parts"""
 
 
 Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
 """transformers' schedules that need no further arguments"""
+Optim = Literal["adamw_torch", "adamw_8bit", "paged_adamw_8bit"]
+"""optimizer.py says what each is"""
 
 
 class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
@@ -28,6 +32,9 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     learning_rate: peak rate; 1e-4..1e-3 suits LoRA, small bases the upper end, large ones the lower
     lr_scheduler_type: as in transformers
     warmup_steps: steps of rising rate; below 1 a share of all steps
+    optim: AdamW as torch has it (`adamw_torch`), or with its moments in 8 bits (`adamw_8bit`, on a GPU also `paged_adamw_8bit`), which
+        needs bitsandbytes
+    loraplus_lr_ratio: LoRA+: how many times faster B learns than A, 16 for one, with a lower learning_rate; None learns both alike
     weight_decay, adam_beta1, adam_beta2, adam_epsilon: AdamW's own
     max_grad_norm: gradients are scaled down to this norm; 0 leaves them
     precision: `bf16`, `fp16` or `fp32`; None takes what the device multiplies fastest
@@ -36,7 +43,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     save_strategy, save_steps, save_total_limit: checkpoints, likewise, and how many are kept, the best one besides
     metric_for_best_model: the run ends with the adapter that measured best by this metric of `eval/`, `style` for one (`loss` is the
         first that is measured), instead of the last one; each new best is saved
-    greater_is_better: whether more of that metric is better, as of an accuracy
+    greater_is_better: whether more of that metric is better; None says so of all but losses (`loss`, `style`, `general`, `answers`)
     early_stopping_patience: stop after so many measurements without a better one; None trains to the end
     early_stopping_threshold: what counts as better there, in the metric's unit
     loss_spike: where the loss of a step jumps or is no number: `stop`, or `roll_back` to the last checkpoint and go on at half the rate
@@ -54,6 +61,8 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     learning_rate: float = Field(default=2e-4, gt=0)
     lr_scheduler_type: Schedule = "cosine"
     warmup_steps: float = Field(default=0.05, ge=0)
+    optim: Optim = "adamw_torch"
+    loraplus_lr_ratio: float | None = Field(default=None, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
@@ -67,7 +76,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     save_steps: float = Field(default=0.25, gt=0)
     save_total_limit: int | None = Field(default=2, ge=1)
     metric_for_best_model: str | None = None
-    greater_is_better: bool = False
+    greater_is_better: bool | None = None
     early_stopping_patience: int | None = Field(default=None, ge=1)
     early_stopping_threshold: float = Field(default=0.0, ge=0)
     loss_spike: Literal["ignore", "stop", "roll_back"] = "ignore"
@@ -75,6 +84,11 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     logging_steps: int = Field(default=1, ge=1)
     report_to: list[str] = ["tensorboard"]
     seed: int = Field(default=42, ge=0, lt=2**32)
+
+    @property
+    def more_is_better(self) -> bool:
+        """Of the metric that chooses the best adapter."""
+        return self.metric_for_best_model not in (None, *LOSSES) if self.greater_is_better is None else self.greater_is_better
 
     @model_validator(mode="before")
     @classmethod

@@ -27,7 +27,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
 from stylora.errors import UserError
-from stylora.model.adapter import restore_adapter, save_adapter
+from stylora.model.adapter import count_parameters, restore_adapter, save_adapter
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel, to_tensors
 from stylora.model.processes import agreed, summed, wait_for_all
@@ -35,6 +35,7 @@ from stylora.model.processes import agreed, summed, wait_for_all
 from .checkpoint import Checkpoint, rotate, write_checkpoint
 from .interruption import Interrupted, Interruption
 from .logs import cut_back, log_sizes
+from .optimizer import TRANSFORMERS, loraplus
 from .settings import Train
 from .steps import Step, Steps
 from .symptoms import no_number
@@ -77,7 +78,7 @@ def training_arguments(train: Train, device: Device, output: Path, total_steps: 
         use_cpu=device.device.type == "cpu", eval_strategy="no", save_strategy="no",
         save_total_limit=train.save_total_limit, logging_steps=train.logging_steps,
         report_to=trackers or "none", seed=train.seed, logging_nan_inf_filter=False, remove_unused_columns=False, disable_tqdm=True,
-        dataloader_pin_memory=False, label_names=[], optim="adamw_torch_fused",
+        dataloader_pin_memory=False, label_names=[], optim=TRANSFORMERS[train.optim],
         ignore_data_skip=True,  # our loader starts at the right step by itself
         ddp_find_unused_parameters=False, ddp_broadcast_buffers=False,  # every weight takes part; no buffer changes
     )  # fmt: skip
@@ -177,6 +178,15 @@ class ForestTrainer(Trainer):
         rest = _Rest(self.start, len(self.steps))
         return DataLoader(cast("Dataset[Step]", self.steps), batch_size=None, sampler=rest)
 
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """transformers' AdamW; with LoRA+ in groups of two rates. The rate that is logged is A's."""
+        ratio = self.settings.loraplus_lr_ratio
+        if ratio is None or self.optimizer is not None:
+            return super().create_optimizer(model)
+        kind, keywords = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = loraplus(self.peft_model, kind, keywords, ratio=ratio, decay=self.args.weight_decay)
+        return self.optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> LRScheduler:
         """transformers' schedule, one step ahead: its first step under warmup has learning rate 0 and would teach nothing."""
         scheduler = super().create_scheduler(num_training_steps + 1, optimizer)
@@ -248,7 +258,7 @@ class ForestTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Step) -> int:  # type: ignore[override]
         """Forward + backward without weight gradients of the frozen base: about 4 N a token."""
-        return 4 * sum(p.numel() for p in self.forest_model.parameters()) * inputs.forest_tokens
+        return 4 * count_parameters(self.forest_model)[1] * inputs.forest_tokens
 
     def evaluate(self, *_, **__) -> dict[str, float]:
         """Run every evaluator on the unwrapped model, log `eval/NAME`, and judge the metric that chooses the best model.
@@ -290,7 +300,7 @@ class ForestTrainer(Trainer):
         if self.state.global_step == 0:
             return
         value, best = metrics[name], self.state.best_metric
-        gain = np.inf if best is None else (value - best) * (1 if self.settings.greater_is_better else -1)
+        gain = np.inf if best is None else (value - best) * (1 if self.settings.more_is_better else -1)
         if gain > 0:
             self.state.best_metric, self.state.best_global_step = value, self.state.global_step
             self.control.should_save = True

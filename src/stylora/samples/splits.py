@@ -1,0 +1,59 @@
+"""Which conversations are held out, and which of the others are used.
+
+    rows of one group (an alias in twenty wordings) and equal rows       always on one side
+    no groups                                                            a share of the different rows, by seed
+    groups                                                               those whose rows come nearest to the share, by seed
+
+A split by rows after augmentation measures memory: the held-out wording of an alias was learned in nineteen others. A split by
+group measures what the user wants to know. Knows no files, no templates and no tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+
+from stylora.corpus.split import choose_validation
+
+from .conversations import Conversation
+
+
+def held_out(rows: Sequence[Conversation], share: float, seed: int) -> list[bool]:
+    """Is this row held out? At least one, never all; 0 holds out none, and so does a share of a single group."""
+    names = inseparable(rows)
+    if not share:
+        return [False] * len(rows)
+    if any(row.group is not None for row in rows):
+        chosen = choose_validation(Counter(names), share, seed)
+    else:
+        different = sorted(set(names))
+        count = min(len(different) - 1, max(1, round(share * len(different)))) if different else 0
+        chosen = frozenset(different[i] for i in np.random.default_rng(seed).permutation(len(different))[:count].tolist())
+    return [name in chosen for name in names]
+
+
+def inseparable(rows: Sequence[Conversation]) -> list[str]:
+    """A name for each row, equal for rows that are equal, or of one group, or linked by others that are (union-find)."""
+    parent: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        parent.setdefault(node, node)
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    for row in rows:
+        own = root(("row", row.fingerprint))
+        if row.group is not None:
+            group = root(("group", row.group))
+            parent[max(own, group)] = min(own, group)
+    return [" ".join(root(("row", row.fingerprint))) for row in rows]
+
+
+def subset(count: int, fraction: float, seed: int) -> list[int]:
+    """Numbers of the rows used, in order: `fraction` of `count` by seed, at least one. A smaller fraction is part of a larger one."""
+    used = max(1, round(fraction * count)) if count else 0
+    return sorted(np.random.default_rng(seed).permutation(count)[:used].tolist())
