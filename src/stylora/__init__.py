@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 __version__ = "0.1.0"
 __all__ = ["Predictor", "__version__"]
+
+# peft imports bitsandbytes where it is installed. On some CPUs that warns of a kernel, the very one that model/quantized.py does without,
+# so it is silenced before anything can import peft. Errors are still told.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def __getattr__(name: str) -> object:

@@ -232,7 +232,7 @@ def predict(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by the adapter.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Begin anew, and replace the output that is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output that is there, or an unfinished one of another call.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Answer every row of a table. Interrupted and given again, it goes on where it stopped."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stylora.corpus.split import choose_validation, contiguous_validation, leaked_share
+from stylora.corpus.split import choose_validation, contiguous_validation, counting_unit, leaked_share
 from stylora.errors import UserError
 
 SHARES = st.floats(0.01, 0.99)
@@ -111,3 +111,8 @@ def test_memory_is_flat() -> None:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 100e6
+
+
+def test_the_unit_says_whether_sums_are_exact() -> None:
+    assert counting_unit({}, 0.5) == counting_unit({"a": 3, "empty": 0}, 0.5) == 1
+    assert counting_unit({f"{n}": 1 for n in range(1000)}, 0.1) == 1 < counting_unit({f"{n}": 1 for n in range(60_000)}, 0.1)

@@ -29,6 +29,11 @@ def test_it_finds_the_temperature_that_rows_were_drawn_at():
     assert errors[1] < 0.03 < errors[0]
 
 
+def test_no_error_makes_it_no_surer():
+    """An easy task, or a few rows: the likeliest temperature would be 0."""
+    assert fit_temperature([np.log([0.8, 0.2])] * 200, [0] * 200) == pytest.approx(1, abs=1e-3)
+
+
 def test_nothing_to_fit_on():
     assert fit_temperature([], []) == 1 and calibration_error([], []) == 0
 

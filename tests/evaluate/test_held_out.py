@@ -160,3 +160,17 @@ def test_precision_context(dtype):
     a = torch.randn(4, 4)
     with precision_context(torch.device("cpu"), dtype):
         assert (a @ a).dtype is dtype
+
+
+@pytest.mark.parametrize("tokens_at_once", [1, 40, 8192])
+def test_sharing_beginnings_changes_no_figure(model, tokens_at_once):
+    """Of conversations that begin alike, also equal ones, trees and weights: as each of them by itself."""
+
+    def said(*ids: int, weight: float = 1.0) -> Sample:
+        return Sample(forest=chain([7, 8, 9, *ids]), edges=edges(np.arange(2, len(ids) + 2), ids, weight))
+
+    tree = build_trie([said(40, 41), said(40, 42)])
+    samples = [said(20, 21, 22), said(20, 21, 23), said(20, 21, 22), said(30, weight=0.25), tree, SAMPLES[2]]
+    apart = measure(model, samples, [1.0] * len(samples))
+    shared = measure(model, samples, [1.0] * len(samples), tokens_at_once=tokens_at_once, share_prefixes=True)
+    assert shared.nats == pytest.approx(apart.nats, abs=1e-4) and shared.tokens.tolist() == apart.tokens.tolist()

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stylora.forest import MASK, Anchors, Forest, Sample, build_trie, chain, edges, join, parents
+from stylora.forest import MASK, Anchors, Forest, Sample, build_trie, chain, edges, join, merge, parents
 from stylora.forest.trie import Trie
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -129,3 +129,36 @@ def test_anchors_of_one_place_add_up_and_empty_samples_vanish():
     assert (trie.anchors.source.tolist(), trie.anchors.weight.tolist()) == ([1, 2], [1.0, 0.5])
     assert len(build_trie([nothing])) == 0
     assert build_trie([nothing]).edges.weight.dtype == np.float32
+
+
+@quick
+@given(st.data())
+def test_merged_edges_are_found_again(sample_lists, data):
+    """Each sample's edges, told where they went: same target, sources at the end of the same path; none of the forest's is left over."""
+    samples = data.draw(sample_lists)
+    whole, became = merge(samples)
+    assert whole.forest.ids.tolist() == build_trie(samples).forest.ids.tolist()
+    weight = np.zeros(len(whole.edges))
+    for sample, own in zip(samples, became, strict=True):
+        assert len(own) == len(sample.edges)
+        np.add.at(weight, own, sample.edges.weight)
+        for edge, place in enumerate(own):
+            assert whole.edges.target[place] == sample.edges.target[edge]
+            assert path_to(whole, whole.edges.source[place]) == path_to(sample, sample.edges.source[edge])
+    np.testing.assert_allclose(weight, whole.edges.weight, rtol=1e-6)
+
+
+def path_to(sample, index: int) -> list[tuple[int, int]]:
+    """(token, branch) from the root to a place."""
+    above, path = parents(sample.forest), []
+    while index >= 0:
+        path.append((int(sample.forest.ids[index]), int(sample.forest.branch[index])))
+        index = int(above[index])
+    return path[::-1]
+
+
+def test_merge_is_the_drawing():
+    one = Sample(forest=chain([1, 2, 3]), edges=edges([1, 2], [3, 9]))
+    other = Sample(forest=chain([1, 2, 4]), edges=edges([1], [4]))
+    whole, became = merge([one, other])
+    assert whole.forest.ids.tolist() == [1, 2, 3, 4] and [each.tolist() for each in became] == [[0, 2], [1]]

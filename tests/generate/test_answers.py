@@ -29,7 +29,7 @@ def ask(model, tokenizer, questions, **options):
     return answer_questions(model, tokenizer, questions, ends=end_tokens(model, tokenizer), **{"max_new_tokens": 12, **options})
 
 
-@pytest.mark.parametrize("kind", ["Qwen3", "Mistral", "Llama"])
+@pytest.mark.parametrize("kind", ["Qwen3", "Mistral", "Llama", "Gemma3Text", "Qwen3Next", "Qwen3_5Text"])
 def test_they_are_transformers_greedy_search(kind, random_model, tokenizer, questions):
     model = random_model(kind, max_position_embeddings=256)
     found = ask(model, tokenizer, questions, batch_size=3)
@@ -76,6 +76,17 @@ def test_a_schema_is_kept_to_or_the_answer_is_cut_short(model, tokenizer, questi
         assert answer.stopped and json.loads(answer.text) in ({"k": "a"}, {"k": "b"})
         assert answer.text == json.dumps(json.loads(answer.text)), "the blanks of training"
     assert all(not answer.stopped for answer in ask(model, tokenizer, questions, schema=schema, max_new_tokens=3))
+
+
+def test_a_schema_is_followed_in_the_order_of_sorted_keys(model, tokenizer):
+    """As answers are learned; the schema itself may name them in any order, at any depth."""
+    def whole(**properties):
+        return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+    outer = whole(to={"enum": ["x"]}, a=whole(z={"enum": [1]}, b={"enum": [2]}))
+    schema = Schema(outer, tokenizer, vocabulary=320, ends=end_tokens(model, tokenizer))
+    assert schema.accepts('{"a": {"b": 2, "z": 1}, "to": "x"}')
+    assert not schema.accepts('{"to": "x", "a": {"b": 2, "z": 1}}') and not schema.accepts('{"a": {"b": 2, "z": 1}')
 
 
 def test_what_cannot_be_asked(model, tokenizer):

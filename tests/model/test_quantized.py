@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -137,3 +139,34 @@ def test_a_missing_library_is_said_in_one_sentence(folder, monkeypatch):
         load_base(str(folder), FP32, load_in_4bit=True)
     assert "\n" not in str(caught.value)
     assert load_base(str(folder), FP32).model, "without the key nothing asks for it"
+
+
+@NEEDS_BITSANDBYTES
+def test_a_broken_library_is_no_mistake_of_the_base(folder, monkeypatch):
+    """Nothing is said of the base, and none of transformers' table of tracebacks."""
+    def broken(*_, **__):
+        raise RuntimeError("compiled without this device\nand more")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("bitsandbytes.functional.quantize_4bit", broken)
+        with pytest.raises(UserError, match="load_in_4bit: got a bitsandbytes that can't pack here .compiled without this dev") as caught:
+            load_base(str(folder), FP32, load_in_4bit=True)
+        assert "\n" not in str(caught.value) and str(folder) not in str(caught.value)
+        assert load_base(str(folder), FP32).model, "without the key nothing asks for it"
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.quantizers.quantizer_bnb_4bit.is_bitsandbytes_available", lambda *_: False)
+        with pytest.raises(UserError, match="load_in_4bit: got a bitsandbytes that can't pack here .Using `bitsandbytes`"):
+            load_base(str(folder), FP32, load_in_4bit=True)
+    with pytest.raises(UserError, match="base: got .*expected `tiny`, a folder"):
+        load_base(str(folder / "none"), FP32, load_in_4bit=True)
+
+
+@NEEDS_BITSANDBYTES
+def test_importing_it_says_nothing_and_its_errors_are_told():
+    """PEFT imports it wherever it is installed; some CPUs lack a kernel that nobody here asks for."""
+    code = "import stylora.model.adapter, logging, sys; assert 'bitsandbytes' in sys.modules; {}"
+    ran = subprocess.run([sys.executable, "-c", code.format("")], capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("", "")
+    code = "import stylora, logging; logging.getLogger('bitsandbytes.backends.cpu.ops').{}('kernel')"
+    told = [subprocess.run([sys.executable, "-c", code.format(how)], capture_output=True, text=True).stderr for how in ("warning", "error")]
+    assert told == ["", "kernel\n"]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylora.errors import UserError
+from stylora.evaluate.task_settings import Task
 from stylora.model.settings import Adapter
 from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
 from stylora.recipe.stages import inherit
@@ -388,3 +389,51 @@ def test_an_adapter_does_not_count_twice():
     assert "'align' and 'style'" in refused(STYLE, align, upper, plain("top", on=["upper", "align"]))
     assert recipe(STYLE, align, upper, plain("top", on=["upper"])).stages[3].on == ("upper",)
     assert recipe(STYLE, align, plain("top", on=["align"])).stages[2].on == ("align",)
+
+
+# --- a task, and what its kind of answers reads -------------------------------------------------------------------------------------------
+
+
+LABELS = {
+    "name": "labels", "data": {"format": "chat", "train": "l.jsonl", "answers": "label"}, "prompts": ["公交车"],
+    "task": {"labels": ["a", "b"], "unknown": 0.5, "rows": 50, "metric": "my.own:figures"},
+}  # fmt: skip
+NOVELS = {"format": "novels", "train": "novels"}
+
+
+def after_labels(**said: Any) -> Stage:
+    return recipe(LABELS, {"name": "b", "continue": "labels", **said}).stages[1]
+
+
+def test_the_same_kind_of_answers_takes_the_whole_task_over():
+    whole = recipe(LABELS).stages[0]
+    for said in ({}, {"data": {"train": "other.jsonl"}}, {"data": {"format": "chat", "answers": "label", "train": "x"}}):
+        assert (after_labels(**said).task, after_labels(**said).prompts) == (whole.task, ["公交车"])
+    assert after_labels(task={"unknown": 0.1}).task == whole.task.model_copy(update={"unknown": 0.1})
+    assert after_labels(task=None).task is None
+
+
+def test_other_answers_leave_out_what_only_these_have_a_use_for():
+    kept = {"rows": 50, "metric": "my.own:figures"}
+    for answers in ("json", "text"):
+        other = after_labels(data={"answers": answers})
+        assert (other.task, other.prompts) == (Task(**kept), ["公交车"])
+    said = {"json_schema": "s.json", "rows": 9}
+    assert after_labels(data={"answers": "json"}, task=said).task == Task(**kept | said)
+    mapped = {"name": "map", "data": {"format": "chat", "train": "m", "answers": "json"}, "task": {"json_schema": "s.json", "rows": 7}}
+    back = {"name": "b", "continue": "map", "data": {"answers": "label"}}
+    assert recipe(mapped, back).stages[1].task == Task(rows=7)
+    assert recipe(mapped, back, {"name": "c", "continue": "b"}).stages[2].task == Task(rows=7), "nor does it come back further on"
+    assert "labels: got a value, while data.answers is json" in refused(LABELS, {
+        "name": "b", "continue": "labels", "data": {"answers": "json"}, "task": {"labels": ["a", "b"]},
+    }), "what the stage says itself is its own mistake"  # fmt: skip
+
+
+def test_text_has_no_task_and_a_task_no_lines_of_novels():
+    text = after_labels(data=NOVELS)
+    assert text.task is None and text.prompts == recipe(plain("a")).stages[0].prompts
+    assert after_labels(data=NOVELS, prompts=["他说"]).prompts == ["他说"]
+    chat = {"format": "chat", "train": "rows.jsonl", "validation": 0.1}
+    assert after_style(data=chat, objective={"kl": {"on": "edges"}}).prompts == []
+    assert after_style(data=chat, objective={"kl": {"on": "edges"}}, prompts=["问"], task={"rows": 3}).prompts == ["问"]
+    assert after_style(data={"format": "text", "train": "rows.jsonl"}).prompts == STYLE["prompts"], "rows of text go on like novels"

@@ -59,6 +59,15 @@ def two_stages(**changes: Any) -> list[Stage]:
     return [first, stage(length=20, style=(4.9, 4.95, 5.0), general=(5.16, 5.06, 5.04), kl=True, **changes)]
 
 
+def judged(shares: tuple[float, ...], *, every: int = 10, name: str = "accuracy", **changes: Any) -> Stage:
+    """A stage of conversations, whose held-out loss rises from step 20 on while a metric of the task goes by `shares`, and chooses."""
+    losses = (2.0, 1.2, 1.0, *(1.0 + 0.1 * number for number in range(1, len(shares))))
+    rows = [{"step": every * number, "eval/answers": losses[number], f"eval/{name}": share} for number, share in enumerate(shares)]
+    values = {"name": "task", "rows": rows, "held_out": [], "scores": (name,), "metric": f"eval/{name}", "more_is_better": True,
+              "origin": Origin(losses={"answers": 2.0}), "length": every * (len(shares) - 1)}  # fmt: skip
+    return stage(**values | changes)
+
+
 def model(name: str, style: float, general: float, **changes: Any) -> dict[str, Any]:
     """An entry of evaluation.json."""
     around = {"mean": 0.8, "low": 0.7, "high": 0.9}

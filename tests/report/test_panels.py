@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.report.made import evaluation, model, stage, two_stages
+from tests.report.made import evaluation, judged, model, stage, two_stages
 
 from stylora.report.figures import STRETCHES
 from stylora.report.panel import Panel, tracks
@@ -101,6 +101,23 @@ def test_of_many_runs_only_smoothed_curves_and_names_on_the_frontier():
     found = drawn(*runs, compared=True)
     assert {line.look for line in found["loss"].lines} == {"line"} and "smoothed" in found["loss"].unit.en
     assert [mark.text for mark in found["plane"].marks if mark.kind == "kept"] == ["r0"] + [""] * 11
+
+
+def test_a_metric_of_a_task_is_no_loss():
+    """Its panel has shares, no perplexity, and marks the adapter that was kept, not the lowest loss."""
+    found = drawn(judged((0.48, 0.6, 0.7, 0.923, 0.9)))
+    assert list(found) == ["score_accuracy", "held_out_answers"]
+    panel = found["score_accuracy"]
+    assert panel.title == ("accuracy", "准确率") and panel.unit == ("", "")
+    (line,) = panel.lines
+    assert line.x.tolist() == [0, 10, 20, 30, 40] and line.y.tolist() == [0.48, 0.6, 0.7, 0.923, 0.9]
+    assert line.tips[3] == ("task · step 30: 92.3 %", "task · 第 30 步：92.3 %")
+    assert marks(panel, "best") == [(30, 0.923)] and marks(found["held_out_answers"], "best") == [(20, 1.0)]
+
+
+def test_a_metric_of_any_name_gets_a_key_that_is_a_file_name():
+    (key, *_) = drawn(judged((1.0, 7.0), name="错/../cost"))
+    assert key == "score_错____cost"
 
 
 def test_a_long_run_is_thinned_and_outliers_leave_the_plot():

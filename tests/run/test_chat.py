@@ -63,9 +63,13 @@ def test_labels_are_counted_and_the_split_is_told(command, rows, chat_recipe):
     many = [{"prompt": f"问{n}", "completion": f"L{n % 30}", "group": n % 40} for n in range(60)] + [{"prompt": "问0", "completion": "L1"}]
     rows.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in many), encoding="utf-8")
     shown = command("data", chat_recipe, "data.answers=label", "data.validation=0").out
-    assert "... and 10 more; `stylora data --json` counts them all" in shown and "groups     40, each on one side of a split" in shown
+    assert "... and 10 more; `stylora data --json` counts them all" in shown
+    assert "groups     40 by the key `group`, each on one side of a split" in shown
     assert f"warning    1 question with different answers, of which a model can learn one: {rows.as_posix()}:1" in shown
-    assert "data.group_by: got 'alias', which no row has" in command("data", chat_recipe, "data.group_by=alias").err
+    rows.write_text(rows.read_text(encoding="utf-8").replace('"group"', '"alias"'), encoding="utf-8")
+    shown = command("data", chat_recipe, "data.group_by=alias").out
+    assert "groups     40 by the key `alias`, each on one side of a split" in shown
+    assert "data.group_by: got 'ailas', which no row has" in command("data", chat_recipe, "data.group_by=ailas").err
 
 
 @pytest.mark.skipif(not MESSY.is_dir(), reason="the shared corpus is not there")

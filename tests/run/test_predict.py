@@ -26,6 +26,7 @@ from rich.console import Console
 
 from stylora.errors import UserError
 from stylora.run import predict as page
+from stylora.run.open import Found
 from stylora.run.predict import Asking, predict
 from stylora.run.prediction_files import NOTHING, Outcome, Table, read_table, write_table
 from stylora.run.prediction_log import append, open_log
@@ -173,6 +174,31 @@ def test_halves_of_characters_are_kept_and_not_asked(ask, tmp_path):
     assert read_jsonl(tmp_path / "out.jsonl")[0]["车型"] == "公\ud83d交"
     ask(tmp_path / "a.jsonl", output="out.csv")
     assert read_csv(tmp_path / "out.csv")[0]["车型"] == "公\ufffd交"
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+@given(cells=st.lists(st.text("公交 x\n", max_size=4), min_size=1).filter(any), end=st.integers(0, 3))
+@settings(max_examples=40, deadline=None)
+def test_blank_lines_of_one_column_are_blank_cells(tmp_path_factory, suffix, cells, end):
+    """But for those that the file ends with."""
+    path = tmp_path_factory.mktemp("one") / f"t{suffix}"
+    lines = ["车型", *(f'"{cell}"' if "\n" in cell else cell for cell in cells)]
+    path.write_text("\n" + "\n".join(lines) + "\n" * end, encoding="utf-8", newline="")
+    while not cells[-1]:
+        cells = cells[:-1]
+    table = read_table(path, "车型")
+    assert [row["车型"] for row in table.rows] == cells
+    assert table.texts == [cell if cell.strip() else "" for cell in cells]
+
+
+def test_blank_lines_between_several_columns_are_no_rows(ask, tmp_path):
+    (tmp_path / "t.csv").write_text("\n编 号,车型\n\n1,公交\n\n\n2,\n\n", encoding="utf-8")
+    ask(tmp_path / "t.csv")
+    assert [row["编 号"] for row in read_jsonl(tmp_path / "out.jsonl")] == ["1", "2"]
+    (tmp_path / "one.csv").write_text("车型\n公交\n\n校车\n\n\n", encoding="utf-8")
+    summary, _ = ask(tmp_path / "one.csv", output="one.out.csv")
+    assert (summary["rows"], summary["empty"]) == (3, 1)
+    assert [row["prediction"] for row in read_csv(tmp_path / "one.out.csv")] == ["交公", "", "车校"]
 
 
 def test_bytes_that_are_no_text_are_told(ask, tmp_path):
@@ -337,10 +363,41 @@ def test_inputs_that_cannot_be_asked_are_told_and_the_others_answered(ask, tmp_p
     assert "3 that could not be asked" in shown.file.getvalue() and "row 5: got 5 tokens" in shown.file.getvalue()
 
 
-def test_where_nothing_can_be_asked_the_call_is_wrong(ask, tmp_path):
-    source = jsonl(tmp_path / "t.jsonl", [{"车型": "x" * (10 - n)} for n in range(4)])
-    with pytest.raises(UserError, match="^row 3: got 8 tokens, expected at most 4; shorten it$"):
-        ask(source, fake=Choosy())
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 20])
+def test_a_first_row_that_cannot_be_asked_ends_nothing(ask, tmp_path, batch_size):
+    """Nor a batch of them: later rows are asked, and stopped there it goes on."""
+    names = ["too long", "too long", "", "long as well", "公交", "校车"]
+    source = jsonl(tmp_path / "t.jsonl", [{"车型": name} for name in names])
+    summary, _ = ask(source, fake=Choosy(), asking=Asking(batch_size=batch_size))
+    assert [entry["row"] for entry in summary["refused"]] == [1, 4] and summary["unanswered"] == 3
+    expected = [None, None, None, None, "交公", "车校"]
+    assert [row["prediction"] for row in read_jsonl(tmp_path / "out.jsonl")] == expected
+    with pytest.raises(KeyboardInterrupt):
+        ask(source, output="b.jsonl", fake=Choosy(killed), asking=Asking(batch_size=batch_size))
+    again, _ = ask(source, output="b.jsonl", fake=Choosy(), asking=Asking(batch_size=batch_size))
+    assert [row["prediction"] for row in read_jsonl(tmp_path / "b.jsonl")] == expected
+    assert again["refused"] == summary["refused"], "where nothing was answered yet it is told again what could not be"
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_where_nothing_can_be_asked_the_call_is_wrong(ask, tmp_path, stopped):
+    """Of the whole table; then nothing is left that the next call could take for answers."""
+    source = jsonl(tmp_path / "t.jsonl", [{"车型": ""}, *({"车型": "x" * (10 - n)} for n in range(5))])
+
+    class Stopped(Choosy):
+        def predict(self, inputs: Sequence[str], /) -> list[SimpleNamespace]:
+            if len(inputs[0]) < 8:  # in the second batch
+                killed()
+            return super().predict(inputs)
+
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            ask(source, fake=Stopped())
+        assert (tmp_path / "out.jsonl.partial").read_bytes().count(b"\n") == 1 + 4
+    for _ in range(2):
+        with pytest.raises(UserError, match="^row 2: got 10 tokens, expected at most 4; shorten it$"):
+            ask(source, fake=Choosy())
+        assert left(tmp_path) == {"t.jsonl"}
 
     def broken() -> None:
         raise UserError("model", got="nan", expected="numbers")
@@ -453,7 +510,7 @@ def test_another_call_does_not_go_on_unless_it_begins_anew(ask, tmp_path, monkey
     if not change:
         written_csv(source, [*table_rows(), {"编 号": "x", "车型": "新", "note": ""}])
     if "base" in words:
-        monkeypatch.setattr(page, "find_model", lambda name, base: SimpleNamespace(base=base or name, adapters=(), stack=None))
+        monkeypatch.setattr(page, "find_model", lambda name, base: Found(name=name, base=base or name))
     with pytest.raises(UserError) as refused:
         ask(source, **change)
     assert words in str(refused.value) and "--force" in str(refused.value)
@@ -471,23 +528,23 @@ def test_other_batches_and_other_limits_may_go_on(ask, tmp_path):
 
 
 def test_another_adapter_or_task_is_another_model(tmp_path):
-    """The header has the hash of every adapter and of task.json."""
+    """The header has the hash of every adapter and of task.json, and whether the base is packed."""
     stage = tmp_path / "stage"
     (stage / "adapter").mkdir(parents=True)
     source = written_csv(tmp_path / "t.csv", table_rows())
 
-    def header(weights: bytes, task: str) -> dict[str, Any]:
+    def header(weights: bytes, task: str, packed: bool = False) -> dict[str, Any]:
         (stage / "adapter/adapter_model.safetensors").write_bytes(weights)
         (stage / "task.json").write_text(task, encoding="utf-8")
         entry = {"path": "adapter", "hash": page.adapter_hash(stage / "adapter")}
-        described = {"base": {"name": "tiny", "fingerprint": {}}, "adapters": [entry]}
+        described = {"base": {"name": "tiny", "fingerprint": {}, "load_in_4bit": packed}, "adapters": [entry]}
         (stage / "stack.json").write_text(json.dumps(described), encoding="utf-8")
         return page._header(str(stage), source, "车型", Asking())
 
     first = header(b"1", "{}")
     assert header(b"1", "{}") == first
-    differing = [{key for key in first if header(*given)[key] != first[key]} for given in ((b"2", "{}"), (b"1", "[]"))]
-    assert differing == [{"adapters"}, {"task"}]
+    differing = [{key for key in first if header(*given)[key] != first[key]} for given in ((b"2", "{}"), (b"1", "[]"), (b"1", "{}", True))]
+    assert differing == [{"adapters"}, {"task"}, {"load_in_4bit"}]
 
 
 def test_a_table_that_is_there_is_replaced_by_force_alone(ask, tmp_path):
@@ -501,6 +558,21 @@ def test_a_table_that_is_there_is_replaced_by_force_alone(ask, tmp_path):
     assert output.read_text(encoding="utf-8") == "precious", "until the new one is whole"
     summary, _ = ask(source)
     assert summary["there_already"] == 5 and len(read_jsonl(output)) == len(NAMES)
+
+
+def test_the_same_command_goes_on_with_force_too(ask, tmp_path):
+    """It is what an interrupted command is told; with another header it begins anew."""
+    source = written_csv(tmp_path / "t.csv", table_rows())
+    (tmp_path / "out.jsonl").write_text("old", encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        ask(source, force=True, fake=stopped_at(2, killed))
+    with pytest.raises(KeyboardInterrupt):
+        ask(source, force=True, fake=stopped_at(2, killed))
+    assert (tmp_path / "out.jsonl.partial").read_bytes().count(b"\n") == 1 + 11
+    summary, _ = ask(source, force=True)
+    assert summary["there_already"] == 11 and len(read_jsonl(tmp_path / "out.jsonl")) == len(NAMES)
+    again, _ = ask(source, force=True)
+    assert again["there_already"] == 0, "a finished table is made anew"
 
 
 def test_a_partial_file_that_is_none_of_ours(tmp_path):

@@ -104,6 +104,22 @@ def test_json_has_the_figures(command, place):
     assert found["reading"]["zh"][0].startswith("风格困惑度下降 77.7 %")
 
 
+def test_metrics_of_a_task_are_told_from_losses_by_task_jsonl(command, place):
+    """Its numbers are scores, but for the count of rows; without the file they would be taken for losses."""
+    folder = make("runs/a/style")
+    for step, share in ((0, 0.48), (2, 0.7), (4, 0.923)):
+        append(folder / "metrics.jsonl", {"step": step, "eval/accuracy": share, "eval/cost": 3.0})
+        metrics = {"rows": 12, "accuracy": share, "cost": 3.0, "sets": {"": {"accuracy": share}}}
+        append(folder / "task.jsonl", {"step": step, "metrics": metrics})
+    (stage,) = told(command, "report", "a")["stages"]
+    assert stage["scores"] == {"accuracy": {"before": 0.48, "after": 0.923}, "cost": {"before": 3.0, "after": 3.0}}
+    assert list(stage["parts"]) == ["style", "general"] and stage["parts"]["style"]["before"] == 6.0
+    assert "48.0 % → 92.3 %" in command("report", "a").out
+    (folder / "task.jsonl").unlink()
+    (stage,) = told(command, "report", "a")["stages"]
+    assert stage["scores"] == {} and set(stage["parts"]) == {"style", "general", "accuracy", "cost"}
+
+
 def test_places_and_plots_that_were_asked_for(command, place):
     make("runs/a/style", kl=True)
     found = told(command, "report", "a", "--out", "new/其他.html", "--png", "plots", "--lang", "zh")

@@ -281,6 +281,31 @@ def test_a_moved_run_is_the_same_run(finished, books, tmp_path):
     assert claim_stage(tmp_path / "moved", recipe(books, tmp_path / "moved"), force=False).state == "done"
 
 
+@pytest.mark.parametrize("chosen", [{}, {"metric_for_best_model": "answers"}], ids=["last", "best"])
+def test_a_run_that_an_earlier_version_kept_is_the_same_run(tmp_path, chosen):
+    """It wrote defaults out that are others today: a direction of the metric, and prompts for conversations too."""
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "问", "completion": "答"}), encoding="utf-8")
+    stage = {"name": "style", "data": {"format": "chat", "train": str(tmp_path / "rows.jsonl")}, "train": {"seed": 3, **chosen}}
+    described = parse_recipe({"output_dir": str(tmp_path / "x"), "stages": [stage]}, [], name="r.yaml")
+    there = taken(tmp_path / "x", described)
+    kept = described.model_dump(mode="json")
+    assert kept["stages"][0]["train"]["greater_is_better"] is None and kept["stages"][0]["prompts"] == []
+    kept["stages"][0]["train"]["greater_is_better"] = False
+    kept["stages"][0] |= {"prompts": ["剑光一闪"], "sampling": {"max_new_tokens": 9}}
+    there.recipe.write_text(yaml.safe_dump(kept, allow_unicode=True), encoding="utf-8")
+    assert claim_stage(tmp_path / "x", described, force=False).state == "resume"
+    there.adapter.mkdir()
+    (there.adapter / "adapter_model.safetensors").write_bytes(b"learned")
+    write_text(there.stack, json.dumps({"num_train_epochs": described.stages[0].train.num_train_epochs}))
+    assert claim_stage(tmp_path / "x", described, force=False).state == "done"
+    kept["stages"][0]["train"]["greater_is_better"] = True
+    there.recipe.write_text(yaml.safe_dump(kept, allow_unicode=True), encoding="utf-8")
+    if chosen:  # then it was another adapter that was kept
+        assert "greater_is_better True there, False here" in refused(tmp_path, described)
+    else:
+        assert claim_stage(tmp_path / "x", described, force=False).state == "done"
+
+
 def test_two_processes_do_not_train_in_one_folder(books, tmp_path):
     stage = taken(tmp_path / "x", recipe(books, tmp_path / "x"))
     with locked(stage), pytest.raises(UserError, match="got a run that another process is training"), locked(stage):

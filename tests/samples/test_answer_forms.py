@@ -53,7 +53,8 @@ def test_keys_are_sorted_at_every_depth_and_lists_are_not():
     ("公交车", "Expecting value"), ("{'a': 1}", "Expecting property name"), ('{"a": 1} x', "Extra data"), ("", "Expecting value"),
     ('{"a": 1, "b": 2, "a": 1}', "the key 'a' stands twice"), ('[{"x": {"k": 1, "k": 2}}]', "the key 'k' stands twice"),
     ("[NaN]", "NaN is no number"), ("-Infinity", "-Infinity is no number"), ("1e999", "1e999 is too large"),
-    ("[" * 100_000, "nested too deeply"), ("9" * 5000, "Exceeds the limit"),
+    ("0.12345678901234567890", "0.12345678901234567890 would become 0.12345678901234568"), ('{"a": [1e-400]}', "1e-400 would become 0.0"),
+    ("1e-99999999999999999999", "would become 0.0"), ("[" * 100_000, "nested too deeply"), ("9" * 5000, "Exceeds the limit"),
 ])  # fmt: skip
 def test_what_is_no_json_says_why(text, reason):
     with pytest.raises(ValueError, match=reason):
@@ -87,3 +88,11 @@ def test_half_a_character_behind_an_escape_is_refused():
     assert said('{"a": "\\ud83d"}')
     with pytest.raises(BadConversation, match=r"U\+D83D"):
         in_form(said('{"a": "\\ud83d"}'), "json", "all")
+
+
+@pytest.mark.parametrize(("written", "again"), [
+    ("10.50", "10.5"), ("1E2", "100.0"), ("-0.0", "-0.0"), ("0.10", "0.1"), ("0.30000000000000004", "0.30000000000000004"),
+    ("5e-324", "5e-324"), ("12345678901234567890", "12345678901234567890"), ("0e-500", "0.0"),
+])  # fmt: skip
+def test_numbers_are_rewritten_where_they_stay_the_same(written, again):
+    assert canonical_json(written) == again

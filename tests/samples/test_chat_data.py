@@ -231,6 +231,32 @@ def test_json_is_learned_in_one_form_and_what_is_none_is_refused(form, tmp_path)
     assert data.proof() == "answers decode to answer + stop: 2 of 2 rows"
 
 
+def test_a_label_that_is_asked_for_and_never_taught_is_told(form, tmp_path):
+    train = write(tmp_path / "train.jsonl", [{"prompt": f"问{chr(0x4E00 + n * 37)}", "completion": "甲乙"[n % 2]} for n in range(6)])
+    asked = [{"prompt": f"{chr(0x7000 + n * 41)}呢", "completion": label} for n, label in enumerate(["甲", "丙 ", "丁", "乙"])]
+    held = write(tmp_path / "held.jsonl", asked)
+    (warning,) = prepare(form, train, validation=[held], answers="label").summary.warnings
+    assert warning == (
+        "2 held-out conversations have answers that no training row has, and that can't be learned; "
+        f"the first is {(tmp_path / 'held.jsonl').as_posix()}:2"
+    )
+    assert prepare(form, train, validation=[held]).summary.warnings == (), "a text may be new"
+    write(tmp_path / "held.jsonl", asked[:2])
+    (warning,) = prepare(form, train, validation=[held], answers="label").summary.warnings
+    assert warning.startswith("1 held-out conversation has an answer that")
+    write(tmp_path / "held.jsonl", asked[:1])
+    assert prepare(form, train, validation=[held], answers="label").summary.warnings == ()
+
+
+def test_a_training_file_that_is_held_out_leaves_nothing_to_learn(form, tmp_path):
+    path = write(tmp_path / "rows.jsonl", [pair(n) for n in range(4)])
+    with pytest.raises(UserError, match="data.train: got only files that are held out, expected a file of training rows beside them"):
+        prepare(form, path, validation=[path])
+    write(tmp_path / "broken.jsonl", ["{"])
+    with pytest.raises(UserError, match="data.train: got no usable conversation .*broken.jsonl:1: not valid JSON"):
+        prepare(form, str(tmp_path), validation=[path])
+
+
 # ------------------------------------------------------------------------------------------------------- settings
 
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stylora.samples.conversations import Conversation, conversation
-from stylora.samples.splits import held_out, inseparable, subset
+from stylora.samples.splits import held_out, inseparable, one_by_one, subset
 
 
 def row(text: str, group: object = None) -> Conversation:
@@ -58,3 +58,31 @@ def test_fractions_are_nested(count, one, other, seed):
     small, large = (subset(count, fraction, seed) for fraction in sorted((one, other)))
     assert set(small) <= set(large) and small == sorted(set(small)) and subset(count, 1.0, seed) == list(range(count))
     assert len(large) == (max(1, round(max(one, other) * count)) if count else 0)
+
+
+def test_very_many_small_groups_are_held_out_by_the_share_too():
+    """The table of sums would count each in units of many rows, and hold out a tenth of what was asked for."""
+    rows = [row(f"{n}", f"g{n}") for n in range(60_000)]
+    drawn = [held_out(rows, 0.1, seed) for seed in (0, 1)]
+    assert [sum(sides) for sides in drawn] == [6_000, 6_000] and drawn[0] != drawn[1]
+    assert held_out(rows[::-1], 0.1, 0)[::-1] == drawn[0], "the order of the rows is without meaning"
+
+
+@given(
+    st.dictionaries(st.text("甲乙abc", min_size=1, max_size=4), st.integers(1, 50), min_size=1, max_size=30),
+    st.floats(0.01, 0.99), st.integers(0, 3),
+)  # fmt: skip
+def test_one_by_one_comes_as_near_as_its_smallest_group(sizes, share, seed):
+    chosen, target = one_by_one(sizes, share, seed), share * sum(sizes.values())
+    left = [size for name, size in sizes.items() if name not in chosen]
+    held = sum(sizes[name] for name in chosen)
+    assert chosen <= set(sizes) and left and (bool(chosen) or len(sizes) == 1)
+    assert held <= target < held + min(left) or len(sizes) == 1 or (len(chosen) == 1 and held == min(sizes.values()))
+    assert one_by_one(dict(reversed(sizes.items())), share, seed) == chosen
+
+
+@pytest.mark.parametrize("count", [2, 50, 3_000])
+def test_where_sums_are_exact_nothing_is_drawn_one_by_one(count, monkeypatch):
+    rows = [row(f"{n}", f"g{n % count}") for n in range(2 * count)]
+    monkeypatch.setattr("stylora.samples.splits.one_by_one", None)
+    assert sum(held_out(rows, 0.2, 0)) == max(2, round(0.4 * count))

@@ -26,10 +26,18 @@ def test_a_missing_library_is_said_in_one_sentence(optim, monkeypatch):
     check_optimizer("adamw_torch", "cpu")
 
 
-@pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_there_is_nothing_to_page_out_without_a_gpu(device, monkeypatch):
+def test_there_is_nothing_to_page_out_without_a_gpu(monkeypatch):
     monkeypatch.setattr(quantized, "find_spec", lambda name: object())
-    with pytest.raises(UserError, match=f"train.optim: got paged_adamw_8bit on {device}, expected a GPU.*; use adamw_8bit"):
-        check_optimizer("paged_adamw_8bit", device)
+    with pytest.raises(UserError, match="train.optim: got paged_adamw_8bit on cpu, expected a GPU.*; use adamw_8bit"):
+        check_optimizer("paged_adamw_8bit", "cpu")
     check_optimizer("paged_adamw_8bit", "cuda")
-    check_optimizer("adamw_8bit", device)
+    check_optimizer("adamw_8bit", "cpu")
+
+
+@pytest.mark.parametrize("optim", ["adamw_8bit", "paged_adamw_8bit"])
+@pytest.mark.parametrize("installed", [None, object()])
+def test_eight_bits_are_not_offered_where_nobody_tried_them(optim, installed, monkeypatch):
+    monkeypatch.setattr(quantized, "find_spec", lambda name: installed)
+    with pytest.raises(UserError, match=f"train.optim: got {optim} on mps, expected adamw_torch.*; use adamw_torch"):
+        check_optimizer(optim, "mps")
+    check_optimizer("adamw_torch", "mps")

@@ -32,15 +32,14 @@ def choose_validation(sizes: Mapping[str, int], share: float, seed: int) -> froz
     if len(names) < 2:
         return frozenset()
     names = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
-    total = sum(sizes[name] for name in names)
-    highest = min(max(2 * share * total, min(sizes[name] for name in names)), total)
-    unit = max(1, -(-int(highest) * len(names) // _TABLE_BITS))
+    highest = _highest(sizes, share)
+    unit = counting_unit(sizes, share)
     units = [max(1, round(sizes[name] / unit)) for name in names]
     limit = (1 << int(highest / unit) + 2) - 1
     reach = [1]  # reach[i]: bit s is set where some of the first i books sum up to s units
     for size in units:
         reach.append((reach[-1] | reach[-1] << size) & limit)
-    best = _nearest(reach[-1] & ~(1 << sum(units)), share * total / unit)
+    best = _nearest(reach[-1] & ~(1 << sum(units)), share * sum(sizes.values()) / unit)
     chosen = set()
     for i in range(len(names), 0, -1):
         if not reach[i - 1] >> best & 1:
@@ -48,6 +47,17 @@ def choose_validation(sizes: Mapping[str, int], share: float, seed: int) -> froz
             best -= units[i - 1]
     assert best == 0 and 0 < len(chosen) < len(names)
     return frozenset(chosen)
+
+
+def counting_unit(sizes: Mapping[str, int], share: float) -> int:
+    """What `choose_validation` counts sizes in: 1 where its sums are exact. A smaller size counts as a whole unit."""
+    return max(1, -(-int(_highest(sizes, share)) * sum(size > 0 for size in sizes.values()) // _TABLE_BITS))
+
+
+def _highest(sizes: Mapping[str, int], share: float) -> float:
+    """The highest sum that is looked at."""
+    there = [size for size in sizes.values() if size]
+    return min(max(2 * share * sum(there), min(there, default=0)), sum(there))
 
 
 def _nearest(bits: int, target: float) -> int:

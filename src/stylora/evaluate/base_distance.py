@@ -23,6 +23,8 @@ from stylora.model.head import CHUNK_ELEMENTS
 from stylora.model.processes import rank, ranks, summed
 from stylora.model.reference import adapted_layers, as_reference
 
+from .held_out import ROW
+
 
 class BaseDistance(NamedTuple):
     """forward: KL(base || model), reverse: KL(model || base), nats per token; tokens: the weight of what was predicted"""
@@ -33,16 +35,25 @@ class BaseDistance(NamedTuple):
 
 
 @torch.no_grad()
-def base_distance(model: ForestModel, samples: Sequence[Sample], *, tokens_at_once: int = 8192) -> BaseDistance:
+def base_distance(
+    model: ForestModel, samples: Sequence[Sample], *, tokens_at_once: int = 8192, share_prefixes: bool = False
+) -> BaseDistance:
     """The mean over all predicted tokens of the samples; nan where nothing is predicted. A bare base is at 0 from itself.
 
+    share_prefixes: as in `measure`
     The model is put in eval mode for it and runs under the autocast of its caller. A fresh adapter is at exactly 0: both passes read
     rows of the same shape.
     """
+    if not adapted_layers(model.model):
+        tokens = float(sum(sample.edges.weight.sum(dtype=np.float64) for sample in samples))
+        return BaseDistance(0.0, 0.0, tokens) if tokens else BaseDistance(np.nan, np.nan, 0.0)
     was_training = model.training
     model.eval()
     sums = np.zeros(3)
-    for batch in pack(samples, tokens_per_microbatch=tokens_at_once)[rank() :: ranks()]:
+    batches = pack(
+        samples, tokens_per_microbatch=tokens_at_once, row_tokens=ROW if share_prefixes else None, share_prefixes=share_prefixes
+    )
+    for batch in batches[rank() :: ranks()]:
         sums += _sums(model, to_tensors(batch, model.model.device))
     model.train(was_training)
     forward, reverse, tokens = summed(sums).tolist()
@@ -53,8 +64,6 @@ def _sums(model: ForestModel, batch: TensorBatch) -> np.ndarray:
     """float64 [3]: weighted sums of both divergences over the sources of a batch, and of the weights."""
     weight = torch.zeros(len(batch.head_rows), device=batch.weight.device).index_add_(0, batch.row, batch.weight)
     sums = np.array([0.0, 0.0, float(weight.double().sum())])
-    if not adapted_layers(model.model):
-        return sums
     own = model.hidden(batch).flatten(0, 1)[batch.head_rows]
     with as_reference(model.model):
         reference = model.hidden(batch).flatten(0, 1)[batch.head_rows]

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 BINS = 10
-WIDEST = 20.0  # temperatures are looked for between its inverse and it
+WIDEST = 20.0  # temperatures are looked for between 1 and it
 
 
 def probabilities(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -23,7 +23,9 @@ def probabilities(scores: np.ndarray, temperature: float = 1.0) -> np.ndarray:
 
 
 def fit_temperature(scores: Sequence[np.ndarray], gold: Sequence[int]) -> float:
-    """The temperature at which the right labels of these rows are likeliest; 1 where there are none.
+    """The temperature, at least 1, at which the right labels of these rows are likeliest; 1 where there are none.
+
+    Below 1 it would make the model surer than it is, and few rows without an error, as of an easy task, always ask for that.
 
     scores: [L] each, log probabilities; gold: index of the right label in each
     """
@@ -35,7 +37,7 @@ def fit_temperature(scores: Sequence[np.ndarray], gold: Sequence[int]) -> float:
         # a row that is certainly wrong must cost something finite
         return -sum(np.log(max(probabilities(row, temperature)[right], 1e-12)) for row, right in zip(scores, gold, strict=True))
 
-    found = minimize_scalar(nats, bounds=(-np.log(WIDEST), np.log(WIDEST)), method="bounded")
+    found = minimize_scalar(nats, bounds=(0.0, np.log(WIDEST)), method="bounded")
     return float(np.exp(found.x))
 
 

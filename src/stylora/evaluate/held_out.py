@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stylora.forest import Sample, pack
+from stylora.forest import Sample, alike, merge, pack, stack
 from stylora.model.forest_model import ForestModel, to_tensors
 from stylora.model.processes import rank, ranks, summed
 
@@ -71,13 +71,40 @@ def ratio_error(totals: np.ndarray, sizes: np.ndarray) -> float:
     return float(math.sqrt((residuals**2).sum() / (count - 1) / count) / sizes.mean())
 
 
-def measure(model: ForestModel, samples: Sequence[Sample], characters: Sequence[float], *, tokens_at_once: int = 8192) -> HeldOut:
+ROW = 2048
+"""Tokens of a row of samples that share their beginnings: its mask is quadratic in them."""
+
+
+def measure(
+    model: ForestModel, samples: Sequence[Sample], characters: Sequence[float], *, tokens_at_once: int = 8192, share_prefixes: bool = False
+) -> HeldOut:
     """Score the edges of every sample. characters: what the predicted part of each decodes to.
 
+    share_prefixes: compute what samples begin with once; for a model that was proved to keep the branches of a tree apart
     The model is put in eval mode for it and runs under the autocast of its caller.
     """
     was_training = model.training
     model.eval()
+    score = _score_together if share_prefixes else _score_apart
+    nats = score(model, samples, tokens_at_once)
+    model.train(was_training)
+    tokens = np.array([sample.edges.weight.sum(dtype=np.float64) for sample in samples])
+    return HeldOut(nats=summed(nats), tokens=tokens, characters=np.asarray(characters, float))
+
+
+def _score_together(model: ForestModel, samples: Sequence[Sample], tokens_at_once: int) -> np.ndarray:
+    """float64 [N]: weighted nats of this process's share of the samples, 0 for the others."""
+    nats = np.zeros(len(samples))
+    for group in alike(samples, min(ROW, tokens_at_once))[rank() :: ranks()]:
+        whole, became = merge([samples[i] for i in group])
+        losses = model.nats(to_tensors(stack([whole]), model.model.device)).double().cpu().numpy()  # a trie's edges are sorted by source
+        for i, own in zip(group, became, strict=True):
+            nats[i] = (losses[own] * samples[i].edges.weight).sum()
+    return nats
+
+
+def _score_apart(model: ForestModel, samples: Sequence[Sample], tokens_at_once: int) -> np.ndarray:
+    """The same, a row for each sample."""
     nats = np.zeros(len(samples))
     order = sorted(range(len(samples)), key=lambda i: (samples[i].forest.is_chain, len(samples[i])), reverse=True)
     order = order[rank() :: ranks()]  # of like length on all processes
@@ -92,9 +119,7 @@ def measure(model: ForestModel, samples: Sequence[Sample], characters: Sequence[
         losses = model.nats(to_tensors(batch, model.model.device)).double().cpu().numpy()
         line = batch.edge_source[by_source] // batch.ids.shape[1]
         np.add.at(nats, np.array(group)[line], losses * batch.edge_weight[by_source])
-    model.train(was_training)
-    tokens = np.array([sample.edges.weight.sum(dtype=np.float64) for sample in samples])
-    return HeldOut(nats=summed(nats), tokens=tokens, characters=np.asarray(characters, float))
+    return nats
 
 
 def precision_context(device: torch.device, dtype: torch.dtype) -> torch.autocast:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +20,12 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from stylora.errors import UserError
-from stylora.generate.answers import Schema, answer_questions
-from stylora.generate.decode import end_tokens
+from stylora.generate.answers import Answer, Schema, answer_questions
 from stylora.generate.labels import LabelTrie, label_trie, score_labels
 from stylora.model.forest_model import ForestModel
 from stylora.samples.chat import ChatFormat
-from stylora.samples.questions import Question, answer_ids
+from stylora.samples.conversations import BadConversation
+from stylora.samples.questions import Question, answer_ids, said
 
 from .calibration import calibration_error, fit_temperature, probabilities
 from .judging import Answered, judge
@@ -33,6 +33,10 @@ from .task_settings import LabelSets, set_of
 
 Kind = Literal["text", "label", "json"]
 Metric = Callable[[list[dict[str, Any]]], "float | Mapping[str, float]"]
+TAKEN = {  # by what `judge` and `_labels` say, and by losses
+    "rows", "exact", "accuracy", "macro_f1", "sets", "calibration", "json_valid", "pair_precision", "pair_recall", "pair_f1",
+    "answers", "loss", "style", "general",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,22 +52,26 @@ class Examined:
 class Examiner:
     """A task, ready to be asked: how answers are made and judged.
 
-    form: of the base; sets: beginning of the input -> labels; schema: of JSON answers; metric: the user's own
-    max_new_tokens: of an answer; packs: was the base proved to keep branches of a tree apart?
+    form: of the base; ends: tokens that end an answer; context: longest input of the base, tokens; sets: beginning of the input -> labels
+    schema: of JSON answers; metric: the user's own; max_new_tokens: of an answer; reasoning: do answers begin with thoughts?
+    packs: was the base proved to keep branches of a tree apart?
     """
 
     kind: Kind
     form: ChatFormat
     tokenizer: PreTrainedTokenizerBase
+    ends: frozenset[int]
+    context: int
     sets: LabelSets
-    schema: dict[str, Any] | None = None
+    schema: Schema | None = None
     metric: Metric | None = None
     max_new_tokens: int = 256
+    reasoning: bool = False
     packs: bool = True
 
     def constrains(self) -> bool:
-        """Is there anything to hold answers to?"""
-        return self.kind == "label" or (self.kind == "json" and self.schema is not None)
+        """Is there anything to hold answers to? Thoughts are no JSON, so what begins with them is not held to a schema."""
+        return self.kind == "label" or (self.schema is not None and not self.reasoning)
 
     def examine(
         self, model: ForestModel, questions: Sequence[Question], *, constrain: bool, temperature: float | None = None, batch_size: int = 32
@@ -77,40 +85,51 @@ class Examiner:
             return self._labels(model, questions, temperature)
         given = self.write(model, questions, constrain=constrain, batch_size=batch_size)
         rows = [
-            answered(question, text, confidence, label_set(self.sets, question) if self.kind == "label" else "")
-            for question, (text, confidence) in zip(questions, given, strict=True)
+            answered(question, each.text, each.confidence, label_set(self.sets, question) if self.kind == "label" else "")
+            for question, each in zip(questions, given, strict=True)
         ]
         return Examined(rows=rows, metrics=self._judged(rows))
 
     def write(
         self, model: ForestModel, questions: Sequence[Question], *, constrain: bool, batch_size: int = 32,
         told: Callable[[int], None] | None = None,
-    ) -> list[tuple[str, float]]:  # fmt: skip
-        """(answer, confidence) of each, written token by token. told: called with the number of answers a batch has given"""
-        ends, schema = end_tokens(model.model, self.tokenizer), None
-        if constrain and self.schema is not None:
-            schema = Schema(self.schema, self.tokenizer, vocabulary=model.vocabulary, ends=ends)
+    ) -> list[Answer]:  # fmt: skip
+        """The answer to each, written token by token, without reasoning. told: called with the number of answers a batch has given"""
         found = answer_questions(
-            model.model, self.tokenizer, [question.ids for question in questions], ends=ends, max_new_tokens=self.max_new_tokens,
-            schema=schema, batch_size=batch_size, told=told,
+            model.model, self.tokenizer, [question.ids for question in questions], ends=self.ends, max_new_tokens=self.max_new_tokens,
+            schema=self.schema if constrain else None, batch_size=batch_size, told=told,
         )  # fmt: skip
-        return [(each.text, each.confidence) for each in found]
+        return [replace(each, text=said(each.text)) for each in found]
 
     def score(self, model: ForestModel, questions: Sequence[Question]) -> list[np.ndarray]:
-        """float64 [L] each: log probability of every label of the question's set."""
-        tries: dict[str, LabelTrie] = {}
+        """float64 [L] each: log probability of every label of the question's set. Raises UserError for a question that is too long."""
+        tries = self.tries(questions)
+        for number, (question, trie) in enumerate(zip(questions, tries, strict=True), 1):
+            if len(question.ids) + trie.longest > self.context:
+                expected = f"at most {self.context - trie.longest} tokens, so that every label fits the model's context"
+                raise UserError(f"question {number}", got=f"{len(question.ids)} tokens", expected=expected, do="shorten it")
+        return score_labels(model, [question.ids for question in questions], tries, packs=self.packs)
+
+    def tries(self, questions: Sequence[Question]) -> list[LabelTrie]:
+        """The labels of each question's set. Raises UserError where the chat template does not write answers as they are."""
+        found: dict[str, LabelTrie] = {}
         for question in questions:
             name = label_set(self.sets, question)
-            if name not in tries:  # behind an opened answer a label has the same tokens whatever was asked
-                tries[name] = label_trie([answer_ids(question, label, self.form) for label in self.sets[name]])
-        hung = [tries[label_set(self.sets, question)] for question in questions]
-        return score_labels(model, [question.ids for question in questions], hung, packs=self.packs)
+            if name not in found:  # behind an opened answer a label has the same tokens whatever was asked
+                try:
+                    found[name] = label_trie([answer_ids(question, label, self.form) for label in self.sets[name]])
+                except BadConversation as error:
+                    raise UserError(
+                        "data.chat_template_kwargs", got=str(error), expected="labels that stand behind a question as they are",
+                        do="set what the template asks for, as in {enable_thinking: false}",
+                    ) from error  # fmt: skip
+        return [found[label_set(self.sets, question)] for question in questions]
 
     def _labels(self, model: ForestModel, questions: Sequence[Question], temperature: float | None) -> Examined:
         scores = self.score(model, questions)
         names = [label_set(self.sets, question) for question in questions]
         known = [(row, self.sets[name].index(told)) for row, name, question in zip(scores, names, questions, strict=True)
-                 if (told := (question.expected or "").strip()) in self.sets[name]]  # fmt: skip
+                 if (told := question.expected or "") in self.sets[name]]  # fmt: skip
         fitted = fit_temperature([row for row, _ in known], [right for _, right in known]) if temperature is None else temperature
         rows = []
         for row, name, question in zip(scores, names, questions, strict=True):
@@ -165,13 +184,18 @@ def load_metric(name: str, where: str = "task.metric") -> Metric:
 
 
 def own_figures(metric: Metric, rows: Sequence[Answered]) -> dict[str, float]:
-    """What a user's metric says, by name; a single number is called as the function is. Raises UserError for anything else."""
+    """What a user's metric says, by name; a single number is called as the function is.
+
+    Raises UserError for anything else, and for a name that another figure has.
+    """
     told = metric([{"input": row.input, "expected": row.expected, "got": row.got} for row in rows])
     name = getattr(metric, "__name__", "metric")
     figures = dict(told) if isinstance(told, Mapping) else {name: told}
     for key, value in figures.items():
         if isinstance(value, bool) or not isinstance(value, int | float | np.floating):
             raise UserError("task.metric", got=f"{key}: {type(value).__name__}", expected=f"a number, or numbers by name, from {name}")
+        if key in TAKEN:
+            raise UserError("task.metric", got=f"a figure called {key}", expected="a name that is not taken already", do="rename it")
     return {str(key): float(value) for key, value in figures.items()}
 
 

@@ -16,6 +16,10 @@ ENTRY_POINT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 LabelSets = dict[str, tuple[str, ...]]
 
 
+OF_ANSWERS = {"labels": "label", "unknown": "label", "json_schema": "json"}
+"""settings of a task that only one kind of answers has a use for, and which"""
+
+
 class Task(BaseModel, frozen=True, extra="forbid"):
     """How answers are judged, beside their loss.
 
@@ -55,7 +59,7 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 
     def check(self, answers: str, where: str) -> None:
         """Raises UserError for settings that this kind of answers has no use for. where: of the section"""
-        for name, kind in (("labels", "label"), ("unknown", "label"), ("json_schema", "json")):
+        for name, kind in OF_ANSWERS.items():
             if name in self.model_fields_set and getattr(self, name) and answers != kind:
                 raise UserError(
                     f"{where}.{name}", got=f"a value, while data.answers is {answers}", expected=f"data.answers: {kind}",
@@ -64,9 +68,18 @@ class Task(BaseModel, frozen=True, extra="forbid"):
 
 
 def label_sets(labels: tuple[str, ...] | Mapping[str, tuple[str, ...]] | None, answers: Iterable[str]) -> LabelSets:
-    """Beginning of the input -> labels; "" for a single set. answers: of the training rows, where no labels are given"""
+    """Beginning of the input -> labels; "" for a single set. answers: of the training rows, where no labels are given
+
+    Raises UserError where these are all the same: there is nothing to choose.
+    """
     if labels is None:
-        return {"": tuple(sorted(set(answers)))}
+        found = tuple(sorted(set(answers)))
+        if len(found) < 2:
+            raise UserError(
+                "data.answers", got=f"label, and one answer in all training rows, {found[0]!r}" if found else "label, and no answer",
+                expected="at least two different answers", do="add rows of other labels, or set task.labels",
+            )  # fmt: skip
+        return {"": found}
     return dict(labels) if isinstance(labels, Mapping) else {"": labels}
 
 

@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from .forest import Edges, Forest, Sample, join
-from .trie import Trie
+from .trie import Trie, build_trie
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,18 +81,25 @@ def pack(
 
 def split_tries(samples: Sequence[Sample], limit: int) -> list[Sample]:
     """One trie over all samples if it fits `limit` tokens, else several over runs of samples that stand next to each other in it."""
-    order = sorted(range(len(samples)), key=lambda i: samples[i].forest.ids.tolist())  # neighbours share the most
     whole = Trie()
     for sample in samples:
         whole.add(sample)
     if len(whole) <= limit:
         return [whole.laid_out()]
-    rows = [Trie()]
-    for i in order:
-        if len(rows[-1]) and len(rows[-1]) + rows[-1].cost(samples[i]) > limit:
-            rows.append(Trie())
-        rows[-1].add(samples[i])
-    return [row.laid_out() for row in rows]
+    return [build_trie([samples[i] for i in group]) for group in alike(samples, limit)]
+
+
+def alike(samples: Sequence[Sample], limit: int) -> list[list[int]]:
+    """Numbers of samples whose tries have at most `limit` tokens (a single larger one excepted), those that share the most together."""
+    groups: list[list[int]] = [[]]
+    trie = Trie()
+    for i in sorted(range(len(samples)), key=lambda i: samples[i].forest.ids.tolist()):  # neighbours share the most
+        if groups[-1] and len(trie) + trie.cost(samples[i]) > limit:
+            groups.append([])
+            trie = Trie()
+        trie.add(samples[i])
+        groups[-1].append(i)
+    return groups
 
 
 def first_fit(samples: Sequence[Sample], limit: int) -> list[Sample]:

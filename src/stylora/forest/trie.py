@@ -27,10 +27,30 @@ def build_trie(samples: Sequence[Sample]) -> Sample:
     return trie.laid_out()
 
 
+def merge(samples: Sequence[Sample]) -> tuple[Sample, list[np.ndarray]]:
+    """`build_trie`, and for each sample which of the forest's edges its own edges became: int64 [E] each, in its own order.
+
+    s u1 a1 (u1->a1, a1->e)  +  s u1 b (u1->b)   ->   s u1 a1 b      edges u1->a1, u1->b, a1->e      [0, 2]  [1]
+    """
+    trie = Trie()
+    nodes = [trie.add(sample) for sample in samples]
+    whole = trie.laid_out()
+    number = {pair: i for i, pair in enumerate(zip(whole.edges.source.tolist(), whole.edges.target.tolist(), strict=True))}
+    became = [
+        [number[trie.place[own[source]], target] for source, target in zip(s.edges.source.tolist(), s.edges.target.tolist(), strict=True)]
+        for s, own in zip(samples, nodes, strict=True)
+    ]
+    return whole, [np.array(each, np.int64) for each in became]
+
+
 class Trie:
-    """A trie under construction: nodes in order of arrival; node 0 is the origin above all roots."""
+    """A trie under construction: nodes in order of arrival; node 0 is the origin above all roots.
+
+    place: of each node in the forest that `laid_out` gave last
+    """
 
     def __init__(self) -> None:
+        self.place: list[int] = []
         self.keys: list[tuple[int, int]] = [(0, 0)]
         self.children: list[list[int]] = [[]]
         self.found: dict[tuple[int, int, int], int] = {}
@@ -52,8 +72,11 @@ class Trie:
             new += nodes[-1] < 0
         return new
 
-    def add(self, sample: Sample) -> None:
-        """Walk the sample down the trie, growing it where it has no way; its edges and anchors join those already there."""
+    def add(self, sample: Sample) -> list[int]:
+        """Walk the sample down the trie, growing it where it has no way; its edges and anchors join those already there.
+
+        Gives the nodes [T] that its tokens became.
+        """
         forest = sample.forest
         nodes: list[int] = []
         for parent, token, branch in zip(
@@ -74,11 +97,12 @@ class Trie:
             self.edges[key] = self.edges.get(key, 0.0) + weight
         for source, weight in zip(sample.anchors.source.tolist(), sample.anchors.weight.tolist(), strict=True):
             self.anchors[nodes[source]] = self.anchors.get(nodes[source], 0.0) + weight
+        return nodes
 
     def laid_out(self) -> Sample:
         """The trie in depth-first order."""
         order: list[int] = []
-        place = [0] * len(self.keys)
+        place = self.place = [0] * len(self.keys)
         depth = [0] * len(self.keys)
         root = [0] * len(self.keys)
         end = [0] * len(self.keys)

@@ -56,14 +56,27 @@ class Schema:
     ) -> None:  # fmt: skip
         self.vocabulary = vocabulary
         self._tokenizer = llguidance.hf.from_tokenizer(tokenizer, n_vocab=vocabulary, eos_token=sorted(ends))  # type: ignore[arg-type]
-        self._grammar = llguidance.LLMatcher.grammar_from_json_schema({"x-guidance": CANONICAL, **schema})
+        self._grammar = llguidance.LLMatcher.grammar_from_json_schema({"x-guidance": CANONICAL, **_sorted(schema)})
         trouble = llguidance.LLMatcher.validate_grammar(self._grammar, self._tokenizer)
         if trouble:
             raise UserError(where, got=trouble.strip().splitlines()[0], expected="a JSON schema that llguidance can follow")
 
+    def accepts(self, text: str) -> bool:
+        """Is this text one of the schema's, as it would be written here?"""
+        matcher, tokens = self.matcher(), self._tokenizer.tokenize_str(text)
+        return matcher.try_consume_tokens(tokens) == len(tokens) and matcher.is_accepting()
+
     def matcher(self) -> llguidance.LLMatcher:
         """Follows one answer."""
         return llguidance.LLMatcher(self._tokenizer, self._grammar)
+
+
+def _sorted(schema: Any) -> Any:
+    """The schema with the properties of every object in order: answers are learned with sorted keys, and a grammar fixes their order."""
+    if isinstance(schema, dict):
+        parts = {key: _sorted(value) for key, value in schema.items()}
+        return {key: dict(sorted(part.items())) if key == "properties" else part for key, part in parts.items()}
+    return [_sorted(each) for each in schema] if isinstance(schema, list) else schema
 
 
 @dataclass(kw_only=True)
@@ -160,7 +173,7 @@ def _answer(model: Model, rows: list[_Row], ends: frozenset[int], schema: Schema
                 return
             kept = torch.tensor(live, device=device)
             rows = [rows[i] for i in live]
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)  # batch_select_indices is not there for the states of linear attention
             tokens, mask, position = tokens[kept], mask[kept], position[kept]
         ids = tokens.to(device)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)

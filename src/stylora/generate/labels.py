@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stylora.forest import Edges, Forest, MicroBatch, Sample, build_trie, chain, edges, stack
+from stylora.forest import Forest, MicroBatch, Sample, build_trie, chain, edges, stack
 from stylora.forest.forest import parents
 from stylora.model.forest_model import ForestModel, to_tensors
 
@@ -31,7 +31,7 @@ class LabelTrie:
 
     ids, time, end: int32 [T], time and end counted from the first token behind the question
     source, target: int32 [E]; source -1 is the question's last token
-    member: bool [L, E], does the edge lie on the label's path?
+    member: bool [L, E], does the edge lie on the label's path?; labels: the L labels themselves, int32 [A] each
     """
 
     ids: np.ndarray
@@ -40,6 +40,12 @@ class LabelTrie:
     source: np.ndarray
     target: np.ndarray
     member: np.ndarray
+    labels: tuple[np.ndarray, ...]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest label that are read: all but the last."""
+        return max(len(label) for label in self.labels) - 1
 
 
 def label_trie(labels: Sequence[np.ndarray]) -> LabelTrie:
@@ -59,26 +65,28 @@ def label_trie(labels: Sequence[np.ndarray]) -> LabelTrie:
         row[place[node, int(path[-1])]] = True
     return LabelTrie(
         ids=forest.ids[1:], time=forest.time[1:] - 1, end=forest.end[1:] - 1, source=whole.edges.source - 1,
-        target=whole.edges.target, member=member,
+        target=whole.edges.target, member=member, labels=tuple(labels),
     )  # fmt: skip
 
 
 def score_labels(
-    model: ForestModel, questions: Sequence[np.ndarray], tries: Sequence[LabelTrie], *, packs: bool, tokens_at_once: int = 2048
+    model: ForestModel, questions: Sequence[np.ndarray], tries: Sequence[LabelTrie], *, packs: bool, tokens_at_once: int = 1024
 ) -> list[np.ndarray]:
     """float64 [L] for every question: log probability of each label of its trie, its stop token included.
 
     questions: int32 [T] each, up to the opened answer; tries: one each, the same object where the set is the same
     packs: was the model proved to keep the branches of a tree apart? tokens_at_once: of a row, whose mask is quadratic in them
     """
+    if not packs:
+        with evaluating(model):
+            return [_apart(model, question, trie) for question, trie in zip(questions, tries, strict=True)]
     found: list[np.ndarray] = [np.empty(0)] * len(questions)
     order = sorted(range(len(questions)), key=lambda i: questions[i].tolist())  # neighbours share the most
     with evaluating(model):
-        for group in _groups([questions[i] for i in order], [tries[i] for i in order], tokens_at_once if packs else 0):
+        for group in _groups([questions[i] for i in order], [tries[i] for i in order], tokens_at_once):
             own = [order[i] for i in group]
             asked, hung = [questions[i] for i in own], [tries[i] for i in own]
-            batches = [forest_of(asked, hung)] if packs else chains_of(asked[0], hung[0])
-            nats = np.concatenate([_nats(model, batch) for batch in batches])
+            nats = _nats(model, forest_of(asked, hung))
             begins = np.cumsum([0, *(len(trie.source) for trie in hung)])
             for i, trie, start in zip(own, hung, begins[:-1], strict=True):
                 found[i] = -(trie.member @ nats[start : start + len(trie.source)])
@@ -109,21 +117,16 @@ def forest_of(questions: Sequence[np.ndarray], tries: Sequence[LabelTrie]) -> Mi
     return stack([Sample(forest=Forest(**columns, branch=zeros, root=zeros), edges=pairs)])
 
 
-def chains_of(question: np.ndarray, trie: LabelTrie) -> Iterator[MicroBatch]:
-    """For each edge of the trie a row of its own: the path to its source, and the edge."""
-    forest = Forest(
-        ids=trie.ids, time=trie.time, branch=np.zeros_like(trie.ids), root=np.zeros_like(trie.ids), end=trie.end
-    )
-    above = parents(forest)
-    for source, target in zip(trie.source.tolist(), trie.target.tolist(), strict=True):
-        path: list[int] = []
-        while source >= 0:
-            path.insert(0, int(trie.ids[source]))
-            source = int(above[source])
-        ids = np.concatenate([question, np.array(path, np.int32)])
-        yield stack([Sample(forest=chain(ids), edges=Edges(
-            source=np.array([len(ids) - 1], np.int32), target=np.array([target], np.int32), weight=np.ones(1, np.float32)
-        ))])  # fmt: skip
+def _apart(model: ForestModel, question: np.ndarray, trie: LabelTrie) -> np.ndarray:
+    """float64 [L]: the same, every label behind the question in a row of its own."""
+    rows = []
+    for label in trie.labels:
+        path = np.concatenate([question, label[:-1]])
+        rows.append(Sample(forest=chain(path), edges=edges(np.arange(len(question) - 1, len(path)), label)))
+    batch = stack(rows)
+    scores = np.zeros(len(rows))
+    np.subtract.at(scores, batch.edge_source // batch.ids.shape[1], _nats(model, batch))
+    return scores
 
 
 def common_prefix(rows: Sequence[np.ndarray]) -> int:

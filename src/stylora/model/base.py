@@ -19,7 +19,7 @@ from transformers.utils import logging as transformers_logging
 from stylora.errors import UserError
 
 from .device import Device
-from .quantized import four_bit, is_packed, keep_layout, require_bitsandbytes, whole_shape
+from .quantized import cannot_pack, check_packing, four_bit, is_packed, keep_layout, whole_shape
 from .tokenizer_file import TINY, base_path, hash_file, tokenizer_file
 
 __all__ = ["TINY", "Base", "base_path", "decoder_of", "fingerprint", "hash_file", "load_base", "same_base", "tokenizer_file"]
@@ -49,10 +49,10 @@ def load_base(
     attention: "sdpa", "eager" or "flex_attention"; None lets transformers choose (sdpa where the model has it)
     load_in_4bit: pack its linear layers (`quantized.py`); one that was saved packed stays as it is
     where: the recipe key or flag named in messages
-    Raises UserError when there is no such model, it is not a causal language model, or it is damaged or incomplete.
+    Raises UserError when there is no such model, it is not a causal language model, it is damaged or incomplete, or can't be packed.
     """
     if load_in_4bit:
-        require_bitsandbytes("load_in_4bit")
+        check_packing(device.device, device.dtype)
     path = base_path(name)
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -66,6 +66,8 @@ def load_base(
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         # what transformers and safetensors raise for a missing, foreign or damaged model
         reason = str(error).strip().splitlines()[0]
+        if load_in_4bit and isinstance(error, ImportError | RuntimeError) and "bitsandbytes" in reason:
+            raise cannot_pack(reason) from error  # one of another version, for one: nothing is wrong with the base
         raise UserError(
             where, got=repr(name), expected="`tiny`, a folder with a causal language model, or a hub id that can be reached",
             do=f"check the name and the connection (transformers says: {reason})",

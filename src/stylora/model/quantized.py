@@ -12,7 +12,6 @@ makes inputs need a gradient, which only reentrant checkpointing asks for.
 
 from __future__ import annotations
 
-import logging
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,8 +21,6 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from stylora.errors import UserError
 
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # it misses the very kernel that `keep_layout` does without
-
 
 def require_bitsandbytes(where: str) -> None:
     """Raises UserError where bitsandbytes is not installed. where: the key that asked for it"""
@@ -32,6 +29,29 @@ def require_bitsandbytes(where: str) -> None:
             where, got="no bitsandbytes", expected="bitsandbytes, which packs weights and optimizer states",
             do="pip install bitsandbytes, or leave the key away",
         )  # fmt: skip
+
+
+def check_packing(device: torch.device, dtype: torch.dtype) -> None:
+    """Pack one small matrix as a base's are packed; transformers would try all of the base, and tell what fails in a table of tracebacks.
+
+    Raises UserError where bitsandbytes is not installed, broken, or not made for the device.
+    """
+    require_bitsandbytes("load_in_4bit")
+    try:
+        from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+        codes, state = quantize_4bit(torch.ones(64, 64, device=device, dtype=dtype), quant_type="nf4", compress_statistics=True)
+        dequantize_4bit(codes, state)
+    except (ImportError, RuntimeError) as error:
+        raise cannot_pack((str(error).strip() or type(error).__name__).splitlines()[0]) from error
+
+
+def cannot_pack(reason: str) -> UserError:
+    """reason: what bitsandbytes, or transformers of it, says"""
+    return UserError(
+        "load_in_4bit", got=f"a bitsandbytes that can't pack here ({reason})", expected="one that works on this device",
+        do="install another version of it, or leave the key away",
+    )  # fmt: skip
 
 
 def four_bit(dtype: torch.dtype) -> BitsAndBytesConfig:

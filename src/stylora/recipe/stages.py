@@ -21,6 +21,7 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from stylora.errors import UserError, did_you_mean
+from stylora.evaluate.task_settings import OF_ANSWERS
 from stylora.samples.objective import READ_BY as OBJECTIVE_READ_BY
 from stylora.samples.settings import READ_BY as DATA_READ_BY
 from stylora.train.settings import current_names
@@ -131,15 +132,28 @@ def _continued(parent: dict[str, Any], stage: dict[str, Any], where: str) -> dic
     for section in INHERITED:
         if section not in parent:
             continue
-        theirs = parent[section]
-        if section == "objective" and _is_chat(written.get("data")) != _is_chat(parent.get("data")):
-            theirs = _only(theirs, {"kl"})  # kinds for text mean nothing to conversations, nor the other way round
+        theirs, before, now = parent[section], parent.get("data"), written.get("data")
+        if _is_chat(now) != _is_chat(before):
+            if section in ("task", "prompts"):
+                continue  # a line of a novel is nothing to ask a task, and text has no answers to judge
+            if section == "objective":
+                theirs = _only(theirs, {"kl"})  # kinds for text mean nothing to conversations, nor the other way round
+        elif section == "task" and _answers(now) != _answers(before):
+            theirs = _without(theirs, OF_ANSWERS)
         written[section] = _merged(section, theirs, stage[section]) if section in stage else theirs
     return written
 
 
 def _is_chat(data: Any) -> bool:
     return isinstance(data, dict) and data.get("format") == "chat"
+
+
+def _answers(data: Any) -> Any:
+    return data.get("answers", "text") if isinstance(data, dict) else None
+
+
+def _without(section: Any, keys: Container[str]) -> Any:
+    return {key: value for key, value in section.items() if key not in keys} if isinstance(section, dict) else section
 
 
 def _only(section: Any, keys: Container[str]) -> Any:

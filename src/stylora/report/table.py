@@ -17,7 +17,10 @@ from .written import change, of_loss, scored, whole
 
 
 def table(stages: Sequence[Stage], language: str, *, compared: bool = False) -> Table:
-    """One line a stage: perplexity of each part before → after with its change, the task's metrics, the best step, how far it came."""
+    """One line a stage: perplexity of each part before → after with its change, the task's metrics, the best step, how far it came.
+
+    The best step is that of the adapter that was kept, where a metric chose it, and otherwise of the lowest loss of the first part.
+    """
     found = tracks(stages, compared=compared)
     scores = list(dict.fromkeys(name for stage in stages for name in stage.scores))
     parts = list(dict.fromkeys(part for stage in stages for part in stage.parts))
@@ -32,11 +35,11 @@ def table(stages: Sequence[Stage], language: str, *, compared: bool = False) -> 
     shown.add_column(word("state").of(language), no_wrap=True)
     for track in found:
         stage = track.stage
-        best = [stage.best(part) for part in parts[:1]]
+        best = stage.kept if stage.metric is not None else stage.best(parts[0]) if parts else None
         done = whole(stage.step) if stage.steps in (None, stage.step) else f"{whole(stage.step)} / {whole(stage.steps or 0)}"
         shown.add_row(
             Text(track.name), *[_cell(stage.change(part)) for part in parts], *[scored(*_ends(stage, name)) for name in scores],
-            whole(best[0]) if best and best[0] is not None else "–", done,
+            "–" if best is None else whole(best), done,
             STATES[stage.state].of(language),
         )  # fmt: skip
     return shown

@@ -65,7 +65,7 @@ def account_of_chat(summary: ChatSummary) -> Iterator[tuple[str, str]]:
             f"{summary.near_copies:,} of {summary.compared:,} held-out conversations ask almost what a training row of the same answer asks"
         )
     if summary.groups:
-        yield "groups", f"{summary.groups:,}, each on one side of a split"
+        yield "groups", f"{summary.groups:,} by the key `{summary.group_by}`, each on one side of a split"
     yield "epoch", (
         f"{summary.epoch_samples:,} conversations, {summary.epoch_tokens:,} tokens, "
         f"{summary.epoch_answer_tokens:,} of them learned ({summary.epoch_answer_tokens / summary.epoch_tokens:.1%})"

@@ -21,7 +21,9 @@ from rich.console import Console
 
 from stylora.errors import UserError
 from stylora.evaluate.held_out import HeldOut, precision_context
+from stylora.evaluate.judging import Answered
 from stylora.evaluate.prompts import PROMPTS
+from stylora.evaluate.task import Examined
 from stylora.evaluate.voice import Voice
 from stylora.generate.decode import Model
 from stylora.generate.settings import Sampling
@@ -69,15 +71,25 @@ class Variant:
 class OnBase:
     """A base, loaded, with what all models on it are measured against: the held-out text in its tokens, and its own loss of that.
 
-    head: how its logits are made, as it was proved; task: what it is asked, of conversations with a task; entry: all its own figures
+    head: how its logits are made, as it was proved; shares: are the beginnings that rows have in common read once?
+    task: what it is asked, of conversations with a task; entry: all its own figures
     """
 
     base: Base
     head: str
+    shares: bool
     text: HeldOutText
     loss: dict[str, HeldOut]
     task: TaskAtHand | None
     entry: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """figures: of a model in one state; rows: its answers, where it was asked"""
+
+    figures: dict[str, Any]
+    rows: list[Answered] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,16 +209,17 @@ def measure_base(found: Found, common: Evaluation, trust_remote_code: bool) -> O
             do="set data.turns: last",
         )  # fmt: skip
     text = common.data.held_out(found.base)
+    shares = proofs.packs and isinstance(data, ChatData)
     with precision_context(common.device.device, common.device.dtype):
-        loss = measure_loss(ForestModel(base.model, words=len(base.tokenizer), head=proofs.head), text)
+        loss = measure_loss(ForestModel(base.model, words=len(base.tokenizer), head=proofs.head), text, share_prefixes=shares)
     task = None
     if isinstance(data, ChatData):
         stage = common.data.recipe.stages[0]
         form = chat_format(found.base, open_tokenizer(found.base), stage.data.chat_template_kwargs)
-        task = task_at_hand(stage, common.data.conversations(found.base), form, base.tokenizer, packs=proofs.packs)
-    on = OnBase(base=base, head=proofs.head, text=text, loss=loss, task=task)
+        task = task_at_hand(stage, common.data.conversations(found.base), form, base, packs=proofs.packs)
+    on = OnBase(base=base, head=proofs.head, shares=shares, text=text, loss=loss, task=task)
     trained_on = common.data.trained_on(Found(name="base", base=found.base)) if common.generates else None
-    on.entry.update({**Variant(name="base").as_json(base.name), **figures(base.model, on, common, trained_on, loss=loss)})
+    on.entry.update({**Variant(name="base").as_json(base.name), **figures(base.model, on, common, trained_on, loss=loss).figures})
     return on
 
 
@@ -219,7 +232,7 @@ def measure_model(
     model, trained_on = put_on(on.base, found).model, common.data.trained_on(found) if common.generates else None
     assert isinstance(model, PeftModel)
     there = found.adapter
-    measured: dict[tuple[str, float], dict[str, Any]] = {}  # a stage most often ends with what its last checkpoint holds
+    measured: dict[tuple[str, float], Measured] = {}  # a stage most often ends with what its last checkpoint holds
     for variant in variants:
         assert variant.folder is not None
         tell(label(variant.name, variant.checkpoint, variant.weight))
@@ -230,38 +243,46 @@ def measure_model(
                 there = variant.folder
             with nullcontext() if variant.weight == 1 else adapter_weight(model, variant.weight):
                 measured[key] = figures(model, on, common, trained_on, stage=found.stack and found.stack.parent)
-        yield {**variant.as_json(on.base.name), **measured[key]}
+        if found.stack is not None and on.task is not None and variant.checkpoint is None and variant.weight == 1:
+            keep_errors(found.stack.parent, on.task, measured[key].rows)
+        yield {**variant.as_json(on.base.name), **measured[key].figures}
     model.unload()
+
+
+def keep_errors(stage: Path, task: TaskAtHand, rows: Sequence[Answered]) -> None:
+    """The wrong answers of a stage as it was trained, in its folder, where that may be written to."""
+    if os.access(stage, os.W_OK):
+        write_errors(stage, rows, task.asks.kind)
 
 
 def figures(
     model: Model, on: OnBase, common: Evaluation, trained_on: TrainedOn | None, *, loss: dict[str, HeldOut] | None = None,
     stage: Path | None = None,
-) -> dict[str, Any]:  # fmt: skip
+) -> Measured:  # fmt: skip
     """What was measured of a model in the state it is in.
 
     trained_on: None where nothing is continued; loss: where it is known already; stage: its folder, which says how sure it is of labels
     """
     forest = ForestModel(on.base.model, words=len(on.base.tokenizer), head=on.head)  # adapters lie inside
     with precision_context(common.device.device, common.device.dtype):
-        found = {"held_out": loss_figures(loss or measure_loss(forest, on.text), on.loss), **distance_figures(forest, on.text)}
+        own = loss or measure_loss(forest, on.text, share_prefixes=on.shares)
+        found = {"held_out": loss_figures(own, on.loss), **distance_figures(forest, on.text, share_prefixes=on.shares)}
         if trained_on is None:
-            return {**found, "task": None if on.task is None else answers(on.task, forest, stage), "generation": None, "samples": []}
+            answered = {} if on.task is None else answers(on.task, forest, stage)
+            task = None if on.task is None else {way: examined.metrics for way, examined in answered.items()}
+            rows = answered["constrained" if "constrained" in answered else "free"].rows if answered else []
+            return Measured(figures={**found, "task": task, "generation": None, "samples": []}, rows=rows)
         generation, samples = continuation_figures(
             model, forest, on.base, common.asked, voice=common.voice, trained_on=trained_on.text
         )
-    return {**found, "task": None, "generation": generation | {"copied_held_out": trained_on.held_out}, "samples": samples}
+    generation["copied_held_out"] = trained_on.held_out
+    return Measured(figures={**found, "task": None, "generation": generation, "samples": samples})
 
 
-def answers(task: TaskAtHand, forest: ForestModel, stage: Path | None) -> dict[str, Any]:
-    """The task's metrics, `free` and `constrained`; the wrong answers of a stage are left in its folder."""
-    if not task.every:
-        return {}
+def answers(task: TaskAtHand, forest: ForestModel, stage: Path | None) -> dict[str, Examined]:
+    """The answers, `free` and `constrained`; none where nothing is held out. stage: its folder, which says how sure it is of labels"""
     told = None if stage is None else read_task(stage)
-    found = both_ways(task.asks, forest, task.every, None if told is None else told.temperature)
-    if stage is not None and os.access(stage, os.W_OK):
-        write_errors(stage, found.get("constrained", found["free"]).rows, task.asks.kind)
-    return {way: examined.metrics for way, examined in found.items()}
+    return both_ways(task.asks, forest, task.every, 1.0 if told is None else told.temperature) if task.every else {}
 
 
 def described(common: Evaluation, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class EvaluationData:
 
     def conversations(self, base: str) -> ChatData:
         """The rows in the tokens of `base`."""
-        if _same_tokens(base, self.recipe.base):
+        if same_place(base, self.recipe.base):  # another base may have these tokens, and another template
             assert isinstance(self.data, ChatData)
             return self.data
         other = read_data(self.recipe.model_copy(update={"base": base}), open_tokenizer(base), cache=self.cache)
@@ -79,11 +79,11 @@ class EvaluationData:
         data, context = self.data, context_length(base)
         samples, characters = data.validation_samples, data.validation_characters
         longest = max((len(sample) for found in samples.values() for sample in found), default=0)
-        if _same_tokens(base, self.recipe.base) and (context is None or longest <= context):
-            pass  # as they are
-        elif isinstance(data, ChatData):
+        if isinstance(data, ChatData):
             other = self.conversations(base)
             samples, characters = other.validation_samples, other.validation_characters
+        elif _same_tokens(base, self.recipe.base) and (context is None or longest <= context):
+            pass  # as they are
         else:
             tokenizer = open_tokenizer(base)
             texts = {part: _decoded(self._tokenizer, data.validation[part]) for part in PARTS}

@@ -38,9 +38,11 @@ class Asked:
     seed: int
 
 
-def measure_loss(model: ForestModel, text: HeldOutText) -> dict[str, HeldOut]:
-    """Part -> nats of every held-out sample."""
-    return {part: measure(model, samples, text.characters[part]) for part, samples in text.samples.items()}
+def measure_loss(model: ForestModel, text: HeldOutText, *, share_prefixes: bool) -> dict[str, HeldOut]:
+    """Part -> nats of every held-out sample. share_prefixes: as in `measure`"""
+    return {
+        part: measure(model, samples, text.characters[part], share_prefixes=share_prefixes) for part, samples in text.samples.items()
+    }
 
 
 def loss_figures(found: dict[str, HeldOut], base: dict[str, HeldOut]) -> dict[str, Any]:
@@ -55,9 +57,9 @@ def loss_figures(found: dict[str, HeldOut], base: dict[str, HeldOut]) -> dict[st
     }  # fmt: skip
 
 
-def distance_figures(model: ForestModel, text: HeldOutText) -> dict[str, dict[str, float | None]]:
+def distance_figures(model: ForestModel, text: HeldOutText, *, share_prefixes: bool) -> dict[str, dict[str, float | None]]:
     """`kl_to_base`, KL(base || model), and `reverse_kl_to_base`, KL(model || base): part -> nats per token."""
-    found = {part: base_distance(model, samples) for part, samples in text.samples.items()}
+    found = {part: base_distance(model, samples, share_prefixes=share_prefixes) for part, samples in text.samples.items()}
     return {
         "kl_to_base": {part: number(distance.forward) for part, distance in found.items()},
         "reverse_kl_to_base": {part: number(distance.reverse) for part, distance in found.items()},

@@ -185,9 +185,12 @@ NEUTRAL = ("tokens_per_microbatch", "gradient_checkpointing", "save_total_limit"
 
 def comparable(recipe: Recipe) -> dict[str, Any]:
     """A recipe without where it and its first adapters are kept, for a run that was moved is the same run, and without what does not
-    change its result. Whether an adapter is the one it was, its hash tells."""
+    change its result: `prompts` and `sampling` only show what was learned. Whether an adapter is the one it was, its hash tells."""
     values = recipe.model_dump(mode="json") | {"output_dir": None}
-    values["stages"][0]["train"] |= dict.fromkeys(NEUTRAL)
+    train = recipe.stages[0].train
+    better = None if train.metric_for_best_model is None else train.more_is_better  # what it comes to, however it was said
+    values["stages"][0] |= {"prompts": None, "sampling": None}
+    values["stages"][0]["train"] |= dict.fromkeys(NEUTRAL) | {"greater_is_better": better}
     adapter = values["stages"][0]["adapter"]
     adapter["frozen"] = [PurePath(path).parts[-2:] for path in adapter["frozen"]]
     if "path" in adapter and adapter["path"] is not None:

@@ -53,14 +53,21 @@ class Outcome:
 
 
 def evaluators(
-    stage: Stage, folder: Path, base: Base, data: TextData | ChatData, device: Device, console: Console, task: TaskAtHand | None
-) -> list[Evaluator]:
-    """Held-out loss of each part, scored by all processes; the task's questions and the prompts, answered by the first."""
+    stage: Stage, folder: Path, base: Base, data: TextData | ChatData, device: Device, console: Console, *, task: TaskAtHand | None,
+    packs: bool,
+) -> list[Evaluator]:  # fmt: skip
+    """Held-out loss of each part, scored by all processes; the task's questions and the prompts, answered by the first.
+
+    packs: was the base proved to keep the branches of a tree apart?
+    """
 
     def held_out(model: ForestModel, step: int) -> dict[str, float]:
         with precision_context(device.device, device.dtype):
             found = {
-                part: measure(model, samples, data.validation_characters[part], tokens_at_once=stage.train.tokens_per_microbatch)
+                part: measure(
+                    model, samples, data.validation_characters[part], tokens_at_once=stage.train.tokens_per_microbatch,
+                    share_prefixes=packs and isinstance(data, ChatData),
+                )
                 for part, samples in data.validation_samples.items()
                 if any(len(sample.edges.weight) for sample in samples)  # a passage of one token predicts nothing
             }  # fmt: skip

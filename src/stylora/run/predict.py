@@ -137,8 +137,8 @@ def _header(model: str, source: Path, column: str, asking: Asking) -> dict[str, 
     adapters = [adapter_hash(folder) for folder in found.adapters]
     task = None if found.stack is None else found.stack.parent / TASK
     return {
-        "base": found.base, "adapters": adapters, "task": hash_file(task) if task is not None and task.is_file() else None,
-        "input": hash_file(source), "column": column, **settings,
+        "base": found.base, "load_in_4bit": found.load_in_4bit, "adapters": adapters,
+        "task": hash_file(task) if task is not None and task.is_file() else None, "input": hash_file(source), "column": column, **settings,
     }  # fmt: skip
 
 
@@ -148,20 +148,22 @@ def _header(model: str, source: Path, column: str, asking: Asking) -> dict[str, 
 class _Run:
     """Rows that are answered in order.
 
-    outcomes: those of the rows so far; refused: (row from 1, reason) of inputs that could not be asked
+    outcomes: those of the rows so far; refused: (row from 1, why) of inputs that could not be asked
     """
 
     def __init__(self, partial: Path, table: Table, outcomes: list[Outcome], batch_size: int) -> None:
         self.partial, self.texts, self.outcomes = partial, table.texts, outcomes
         different = list(dict.fromkeys(filter(None, table.texts)))
         self.batches = [different[i : i + batch_size] for i in range(0, len(different), batch_size)]
-        self.refused: list[tuple[int, str]] = []
-        self.answered = {text: outcome for text, outcome in zip(table.texts, outcomes, strict=False) if text}
+        self.refused: list[tuple[int, UserError]] = []
+        done = zip(table.texts, outcomes, strict=False) if any(outcome != NOTHING for outcome in outcomes) else ()
+        self.answered = {text: outcome for text, outcome in done if text}  # where all were refused they are asked again, to tell why
 
     def go_on(self, load: Callable[[], Answering], interruption: Interruption, tell: Callable[[int], None]) -> float:
         """Answer what is not answered yet, a batch at a time; gives the seconds it took without loading.
 
         A batch of which a part is known is asked whole again: what a model computes may depend on what else is in the batch.
+        Raises UserError, leaving nothing to go on with, where not one input of the table could be asked: then the call is wrong.
         """
         predictor = None
         started = time.perf_counter()
@@ -176,14 +178,15 @@ class _Run:
             self.answered = fresh | self.answered
             self._write()
             tell(len(self.outcomes))
+        if self.refused and all(outcome == NOTHING for outcome in self.answered.values()):
+            self.partial.unlink()
+            row, error = min(self.refused, key=lambda refused: refused[0])
+            raise UserError(f"row {row}", got=error.got, expected=error.expected, do=error.do) from error
         self._write()
         return time.perf_counter() - started
 
     def _ask(self, predictor: Answering, batch: Sequence[str]) -> dict[str, Outcome]:
-        """Their outcomes. One that cannot be asked, being too long, has none, and the others are asked without it.
-
-        Raises UserError, naming the row, where not one could be asked so far: then the call is wrong.
-        """
+        """Their outcomes. One that cannot be asked, being too long, has none, and the others are asked without it."""
         left, refused = list(batch), {}
         while left:
             try:
@@ -193,11 +196,8 @@ class _Run:
                 if numbered is None:
                     raise
                 text = left.pop(int(numbered[1]) - 1)
-                row = self.texts.index(text) + 1
                 refused[text] = NOTHING
-                self.refused.append((row, f"got {error.got}, expected {error.expected}"))
-                if not left and all(outcome == NOTHING for outcome in self.answered.values()):
-                    raise UserError(f"row {row}", got=error.got, expected=error.expected, do=error.do) from error
+                self.refused.append((self.texts.index(text) + 1, error))
             else:
                 return refused | {text: _outcome(answer) for text, answer in zip(left, answers, strict=True)}
         return refused
@@ -224,9 +224,10 @@ def _summary(output: Path, table: Table, run: _Run, there: int, seconds: float) 
     told = [outcome for outcome in outcomes if outcome.confidence is not None]
     count = Counter(outcome.prediction for outcome in told)
     new = len(outcomes) - there
+    refused = [{"row": row, "reason": f"got {error.got}, expected {error.expected}"} for row, error in run.refused]
     return {
         "output": str(output), "rows": len(outcomes), "different": len(set(filter(None, table.texts))), "empty": empty,
-        "unanswered": len(outcomes) - len(told) - empty, "refused": [{"row": row, "reason": reason} for row, reason in run.refused],
+        "unanswered": len(outcomes) - len(told) - empty, "refused": refused,
         "there_already": there, "undecoded": table.undecoded,
         "seconds": round(seconds, 3), "rows_per_second": round(new / seconds, 1) if new else None,
         "known": sum(outcome.known for outcome in told) / len(told) if told else None,

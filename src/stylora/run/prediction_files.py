@@ -100,12 +100,12 @@ def _read_csv(path: Path, report: FileReport) -> tuple[list[str], list[Row]]:
     text = _text(path, report)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # a cell may be a chapter
     records = _records(path, text, "\t" if path.suffix.lower() == ".tsv" else _delimiter(text))
-    _, columns = next(records, (0, []))
+    _, columns = next((each for each in records if each[1]), (0, []))
     twice = next((name for i, name in enumerate(columns) if name in columns[:i]), None)
     if twice is not None:
         raise UserError(f"{path}:1", got=f"two columns named '{twice}'", expected="a name of its own for each")
     rows = []
-    for line, record in records:
+    for line, record in _without_blank(records, len(columns)):
         if len(record) != len(columns):
             got = f"{len(record)} fields in a row that ends here"
             raise UserError(f"{path}:{line}", got=got, expected=f"{len(columns)}, as the header has", do="put fields with commas in quotes")
@@ -119,13 +119,26 @@ def _delimiter(text: str) -> str:
 
 
 def _records(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    """(line it ends on, fields) of all that are not blank lines."""
+    """(line it ends on, fields) of each; a blank line has none."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
-        yield from ((reader.line_num, record) for record in reader if record)
+        yield from ((reader.line_num, record) for record in reader)
     except csv.Error as error:
         where = f"{path}:{reader.line_num}"
         raise UserError(where, got=f"broken CSV ({error})", expected="a quote that opens a field to close it") from None
+
+
+def _without_blank(records: Iterator[tuple[int, list[str]]], width: int) -> Iterator[tuple[int, list[str]]]:
+    """Without blank lines. In a table of one column they are blank cells, which csv writes so, but for those that the file ends with."""
+    blank: list[int] = []
+    for line, record in records:
+        if not record:
+            blank.append(line)
+            continue
+        if width == 1:
+            yield from ((before, [""]) for before in blank)
+        blank.clear()
+        yield line, record
 
 
 def _read_json(path: Path, report: FileReport) -> tuple[list[str], list[Row]]:

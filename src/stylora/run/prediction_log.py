@@ -25,18 +25,20 @@ FORCE = "give --force to begin anew"
 
 
 def open_log(path: Path, header: Mapping[str, Any], *, force: bool) -> list[Outcome]:
-    """The outcomes that lie there; the file ends behind the last whole one from now on. Begins it where there is none, or by `force`.
+    """The outcomes that lie there; the file ends behind the last whole one from now on. Begins it where there is none.
 
-    Raises UserError for a file that is none, or whose header differs.
+    force: begins it as well in place of a file that is none, or whose header differs; otherwise that raises UserError. With the same header
+    it goes on, so that an interrupted command with --force can be given again as it was.
     """
-    if force or not path.exists():
-        write_text(path, _line({**MARK, **header}))
+    ours = {**MARK, **header}
+    if not path.exists() or (force and _first(path) != ours):
+        write_text(path, _line(ours))
         return []
     with path.open("rb+") as file:
         theirs = _object(file.readline())
         if theirs is None or not MARK.items() <= theirs.items():
             raise UserError(str(path), got="a file that is no unfinished table", expected="none, or one of this command", do=FORCE)
-        _check(path, theirs, {**MARK, **header})
+        _check(path, theirs, ours)
         found: list[Outcome] = []
         end = file.tell()
         while (row := _object(file.readline())) is not None and set(row) == set(Outcome._fields):
@@ -54,6 +56,11 @@ def append(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 def _line(value: Mapping[str, Any]) -> str:
     return json.dumps(value) + "\n"
+
+
+def _first(path: Path) -> dict[str, Any] | None:
+    with path.open("rb") as file:
+        return _object(file.readline())
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

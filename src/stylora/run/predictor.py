@@ -38,7 +38,7 @@ class Prediction:
     """input: as given; answer: the label, the JSON or the text; the fallback where it is not known
     value: parsed JSON where answers are JSON (None where it is none), else the answer
     confidence: calibrated probability of a label; else the geometric mean probability of the answer's tokens
-    known: is the confidence at least the threshold?
+    known: is the confidence at least the threshold, the answer whole, and JSON where answers are JSON?
     """
 
     input: str
@@ -72,11 +72,13 @@ class Predictor:
         self.template, self.fallback, self.batch_size = template, fallback, batch_size
         self.threshold = self.task.unknown if threshold is None else threshold
         self._device = choose_device()
-        bare = load_base(found.base, self._device, trust_remote_code=trust_remote_code, where=found.where)
+        bare = load_base(
+            found.base, self._device, trust_remote_code=trust_remote_code, load_in_4bit=found.load_in_4bit, where=found.where
+        )
         proofs = prove_base(bare.model, words=len(bare.tokenizer))
         put_on(bare, found)
         self._form = chat_format(found.base, open_tokenizer(found.base), self.task.chat_template_kwargs)
-        self._asks = examiner(self.task, self._form, bare.tokenizer, packs=proofs.packs)
+        self._asks = examiner(self.task, self._form, bare, packs=proofs.packs)
         self._model = ForestModel(bare.model, words=len(bare.tokenizer), head=proofs.head).eval()
         self.constrain = constrain and self._asks.constrains()
 
@@ -95,7 +97,10 @@ class Predictor:
                         told(len(found) - start)
             elif questions:
                 given = self._asks.write(self._model, questions, constrain=self.constrain, batch_size=self.batch_size, told=told)
-                found = [self._prediction(text, *each) for text, each in zip(inputs, given, strict=True)]
+                found = [
+                    self._prediction(text, each.text, each.confidence, whole=each.stopped)
+                    for text, each in zip(inputs, given, strict=True)
+                ]
         return found
 
     def _labels(self, questions: Sequence[Question], inputs: Sequence[str]) -> list[Prediction]:
@@ -109,12 +114,14 @@ class Predictor:
     def _question(self, text: str, number: int) -> Question:
         messages: list[Message] = [{"role": "system", "content": self.task.system}] if self.task.system else []
         try:
-            return ask([*messages, {"role": "user", "content": self.template.replace(TEXT, text)}], self._form, origin=f"input {number}")
+            turn: Message = {"role": "user", "content": self.template.replace(TEXT, text)}
+            return ask([*messages, turn], self._form, origin=f"input {number}", reasoning=self.task.reasoning)
         except BadConversation as error:
             raise UserError(f"input {number}", got=str(error), expected="what the chat template of the base takes") from error
 
-    def _prediction(self, text: str, answer: str, confidence: float) -> Prediction:
-        answer, known = answer.strip(), confidence >= self.threshold
+    def _prediction(self, text: str, answer: str, confidence: float, *, whole: bool = True) -> Prediction:
+        """whole: it ended by itself; what was cut at the task's max_new_tokens is no answer"""
+        known = whole and confidence >= self.threshold
         value: Any = answer
         if self.task.answers == "json":
             try:

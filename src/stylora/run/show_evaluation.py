@@ -56,7 +56,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         _print(loss_table(models, several), console)
     if any(entry["task"] for entry in models):
         _print(task_table(models, several), console)
-        for line in confusions(models):
+        for line in confusions(models, several):
             console.print(line, style="dim", markup=False, highlight=False)
     if any(entry["generation"] for entry in models):
         _print(continuation_table(models, several), console)
@@ -108,13 +108,15 @@ def _cell(value: float, name: str) -> str:
     return f"{value:,}" if name == "rows" else f"{value:.1%}" if name in TASK else _number(value)
 
 
-def confusions(models: Sequence[dict[str, Any]]) -> Iterator[str]:
-    """What the last model takes for what, most often first."""
+def confusions(models: Sequence[dict[str, Any]], several: bool) -> Iterator[str]:
+    """What the last model takes for what, most often first, below a line that names it; none where it takes nothing for anything else."""
     found = (models[-1]["task"] or {}).get("constrained", {}).get("sets", {})
     pairs = []
     for each in found.values():
         labels, matrix = each["confusion"]["labels"], each["confusion"]["matrix"]
         pairs += [(count, labels[i], labels[j]) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count]
+    if pairs:
+        yield f"confused by {name(models[-1], several)}, constrained:"
     for count, expected, got in sorted(pairs, key=lambda pair: -pair[0])[:CONFUSED]:
         yield f"{count:>6,} x {expected} taken for {got}"
 

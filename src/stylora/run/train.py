@@ -192,7 +192,7 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
     if isinstance(data, ChatData):
         proofs.lines.append(data.proof())
         form = chat_format(recipe.base, open_tokenizer(recipe.base), stage.data.chat_template_kwargs)
-        task = task_at_hand(stage, data, form, base.tokenizer, packs=proofs.packs)
+        task = task_at_hand(stage, data, form, base, packs=proofs.packs)
     for number, prompt in enumerate(stage.prompts):
         open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=stage.data.format == "chat",
                  where=f"prompts[{number}]")  # fmt: skip
@@ -265,18 +265,21 @@ def run_stage(
 
 
 def learned_task(stage: Stage, prepared: Prepared, folder: StageFolder) -> TaskFile:
-    """What `predict` needs to know. Where answers are labels, with the temperature at which the held-out ones are likeliest."""
+    """What `predict` needs to know. Where answers are labels, with the temperature at which the held-out ones are likeliest.
+
+    The wrong answers that are left behind are those of the adapter that was kept.
+    """
     task = prepared.task
     assert isinstance(prepared.data, ChatData)
     if task is None:
         return task_file(stage, prepared.data.train_rows)
-    if task.asks.kind != "label" or not task.every:
+    labels = task.asks.kind == "label"
+    if not task.every or not (labels or stage.train.metric_for_best_model):  # else the last evaluation was of the adapter that is kept
         return task.told
     with precision_context(prepared.device.device, prepared.device.dtype):
-        found = task.asks.examine(prepared.model, task.every, constrain=True)
+        found = task.asks.examine(prepared.model, task.every if labels else task.questions, constrain=labels)
     write_errors(folder.path, found.rows, task.asks.kind)
-    assert found.temperature is not None
-    return replace(task.told, temperature=found.temperature)
+    return task.told if found.temperature is None else replace(task.told, temperature=found.temperature)
 
 
 def make_trainer(
@@ -296,7 +299,8 @@ def make_trainer(
         training_arguments(settings, prepared.device, folder.checkpoints, len(steps)), settings,
         base_name=prepared.base.path, folder=folder.path, save_at=saves,
         eval_at=moments(settings.eval_strategy, settings.eval_steps, steps.per_epoch, len(steps)),
-        evaluators=evaluators(stage, folder.path, prepared.base, prepared.data, prepared.device, console, prepared.task),
+        evaluators=evaluators(stage, folder.path, prepared.base, prepared.data, prepared.device, console, task=prepared.task,
+                              packs=prepared.proofs.packs),
         callbacks=callbacks if rank() == 0 else [], identity=same, interruption=interruption,
     )  # fmt: skip
     display.trainer = trainer

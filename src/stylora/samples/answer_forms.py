@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from decimal import Decimal, InvalidOperation
 from typing import Any, Literal
 
 from .conversations import BadConversation, Conversation, learned_answers, with_contents
@@ -41,9 +42,12 @@ def in_form(conversation: Conversation, answers: Answers, turns: Literal["all", 
 
 
 def canonical_json(text: str) -> str:
-    """The same JSON with sorted keys. Raises ValueError: no JSON, one key twice in an object, a number that JSON cannot write."""
+    """The same JSON with sorted keys, numbers as Python writes them: 10.50 is 10.5.
+
+    Raises ValueError: no JSON, one key twice in an object, a number that JSON cannot write, or whose value would change.
+    """
     try:
-        value = json.loads(text, object_pairs_hook=_object, parse_float=_finite, parse_constant=_no_constant)
+        value = json.loads(text, object_pairs_hook=_object, parse_float=_kept, parse_constant=_no_constant)
         return json.dumps(value, ensure_ascii=False, sort_keys=True)
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -57,10 +61,17 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _finite(digits: str) -> float:
+def _kept(digits: str) -> float:
+    """The number, where it is written as the same one again."""
     value = float(digits)
     if math.isinf(value):
         raise ValueError(f"{digits} is too large a number")
+    try:
+        same = Decimal(digits) == Decimal(repr(value))
+    except InvalidOperation:  # an exponent of more than 18 digits
+        same = False
+    if not same:
+        raise ValueError(f"{digits} would become {value!r}, which is all that a 64-bit number holds of it; round it, or quote it as text")
     return value
 
 

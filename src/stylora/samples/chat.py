@@ -24,7 +24,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer, processors
@@ -32,10 +32,11 @@ from tokenizers import Tokenizer, processors
 from stylora.errors import UserError
 from stylora.forest import Edges, Sample, build_trie, chain
 
-from .conversations import BadConversation, Conversation
+from .conversations import BadConversation, Conversation, Message
 from .template import ChatTemplate, Rendered
 
 Turns = Literal["all", "last"]
+ANSWER = "\ue000"  # stands for an answer, to see where it would begin; a character that nobody writes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,18 @@ class ChatFormat:
         """The paths as one tree, with the edges of their answers."""
         chains = [Sample(forest=chain(path.ids), edges=self._edges(path)) for path in paths]
         return chains[0] if len(chains) == 1 else build_trie(chains)
+
+    def asked(self, messages: Sequence[Message], tools: list[Any] | None, *, reasoning: bool) -> Rendered:
+        """What stands before the words of an answer to these messages, as in training: behind the empty thoughts that Qwen3 writes, too.
+
+        reasoning: answers begin with thoughts, so before these. Raises BadConversation where the template refuses it.
+        """
+        if reasoning:
+            return self.template.render(messages, tools, opened=True)
+        whole = self.template.render([*messages, {"role": "assistant", "content": ANSWER}], tools)
+        if ANSWER not in whole.text:
+            raise BadConversation("the chat template does not write an answer as it is")
+        return cut(whole, whole.text.rindex(ANSWER))
 
     def encode(self, rendered: Rendered) -> tuple[np.ndarray, np.ndarray]:
         """Token ids, int32 [T], and the range of the text each stands for, int64 [T, 2]."""

@@ -112,8 +112,8 @@ def prepare_chat(
     """Read, split and encode the conversations of a `data` section.
 
     form: how the base writes them; context: longest input of the base, tokens; progress: called with (bytes read, in all)
-    Raises UserError: a `max_length` above the context, no usable row, no training row left, a `group_by` that no row has, and whatever
-    reading raises.
+    Raises UserError: a `max_length` above the context, no usable row, no training row left, files that are all held out, a `group_by` that
+    no row has, and whatever reading raises.
     """
     assert not isinstance(data.train, dict), "the settings refuse styles of conversations"
     limit = data.max_length or context
@@ -135,6 +135,11 @@ def prepare_chat(
 
     named = list(data.validation) if isinstance(data.validation, tuple) else []
     rows = encoded(as_list(data.train), [file for path in named if not path.startswith(HUB) for file in row_files(path)])
+    if named and not reports:
+        raise UserError(
+            "data.train", got="only files that are held out", expected="a file of training rows beside them",
+            do="hold out other rows; `stylora evaluate` without --held-out measures those that the recipe holds out",
+        )  # fmt: skip
     train, held = (rows, encoded(named)) if named else split(rows, data.validation, data.seed)
     if data.group_by and rows and not any(row.conversation.group for row in rows):
         expected = "a key of the rows, beside their messages, that says what a row was made from"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from stylora.corpus.document import FileReport
 
-from .conversations import Conversation, Reject, learned_answers
+from .conversations import GROUP, Conversation, Reject, learned_answers
 from .encoded import Encoded
 from .settings import Data
 from .split_checks import contradictions, near_copies
@@ -29,7 +29,7 @@ class ChatSummary:
     conversations, held: for training and held out; answers: learned in training; trees: conversations of several paths
     epoch_samples, epoch_tokens, epoch_answer_tokens: of one epoch; the last are those that are predicted
     longest: tokens of the longest path; quoted: rows with special tokens in their messages, kept as text
-    groups: different groups of the rows on both sides, 0 where no row has one
+    groups: different groups of the rows on both sides, 0 where no row has one; group_by: the key of the rows that names them
     balance: of labels, answer -> training rows that learn it, the most frequent first
     contradictions: for each question with different answers the rows that ask it, on both sides
     near_copies: held-out rows, of the `compared` ones, that ask a training question of the same answer in almost the same words
@@ -46,6 +46,7 @@ class ChatSummary:
     longest: int
     quoted: int
     groups: int
+    group_by: str
     balance: dict[str, int]
     contradictions: tuple[tuple[str, ...], ...]
     near_copies: int
@@ -76,24 +77,26 @@ def summarize(
         epoch_samples=len(train), epoch_tokens=sum(each.length for each in train),
         epoch_answer_tokens=sum(len(answer.targets) + (not answer.stop) for answer in answers),
         longest=max(len(path.ids) for each in [*train, *held] for path in each.paths),
-        quoted=sum(any(path.quoted for path in each.paths) for each in [*train, *held]), groups=len(groups),
+        quoted=sum(any(path.quoted for path in each.paths) for each in [*train, *held]),
+        groups=len(groups), group_by=data.group_by or GROUP,
         balance=balance(learned, data.turns) if data.answers == "label" else {}, contradictions=contradicting,
         near_copies=copies, compared=compared, rejects=tuple(rejects), reports=tuple(reports),
         warnings=(
             *shared_warnings(learned, asked, data), *leak_warnings(copies, compared, bool(groups), data),
-            *contradiction_warnings(contradicting),
+            *contradiction_warnings(contradicting), *(unseen_warnings(learned, asked, data.turns) if data.answers == "label" else ()),
         ),
     )  # fmt: skip
 
 
 def balance(rows: Sequence[Conversation], turns: Literal["all", "last"]) -> dict[str, int]:
     """answer -> rows that learn it, the most frequent first. Calls of tools are no labels."""
-    said = Counter(
-        answer
-        for row in rows
-        for answer in {row.messages[number]["content"] for number in learned_answers(row, turns) if "content" in row.messages[number]}
-    )
+    said = Counter(answer for row in rows for answer in labels_of(row, turns))
     return dict(sorted(said.items(), key=lambda item: (-item[1], item[0])))
+
+
+def labels_of(row: Conversation, turns: Literal["all", "last"]) -> set[str]:
+    """The different answers that a row teaches."""
+    return {row.messages[number]["content"] for number in learned_answers(row, turns) if "content" in row.messages[number]}
 
 
 def shared_warnings(train: Sequence[Conversation], held: Sequence[Conversation], data: Data) -> Iterator[str]:
@@ -129,3 +132,12 @@ def contradiction_warnings(found: Sequence[Sequence[str]]) -> Iterator[str]:
         yield f"{len(found):,} question{'' if one else 's'} with different answers, of which a model can learn one: {named}" + (
             "; ..." if len(found) > NAMED else ""
         )
+
+
+def unseen_warnings(train: Sequence[Conversation], held: Sequence[Conversation], turns: Literal["all", "last"]) -> Iterator[str]:
+    """Labels that are asked for and never taught."""
+    known = balance(train, turns)
+    unseen = [row.origin for row in held if not labels_of(row, turns) <= known.keys()]
+    if unseen:
+        have = "conversation has an answer" if len(unseen) == 1 else "conversations have answers"
+        yield f"{len(unseen):,} held-out {have} that no training row has, and that can't be learned; the first is {unseen[0]}"

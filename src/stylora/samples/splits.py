@@ -3,6 +3,7 @@
     rows of one group (an alias in twenty wordings) and equal rows       always on one side
     no groups                                                            a share of the different rows, by seed
     groups                                                               those whose rows come nearest to the share, by seed
+    very many small groups                                               one by one in the seed's order, until the share is reached
 
 A split by rows after augmentation measures memory: the held-out wording of an alias was learned in nineteen others. A split by
 group measures what the user wants to know. Knows no files, no templates and no tokens.
@@ -11,11 +12,11 @@ group measures what the user wants to know. Knows no files, no templates and no 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from stylora.corpus.split import choose_validation
+from stylora.corpus.split import choose_validation, counting_unit
 
 from .conversations import Conversation
 
@@ -26,12 +27,30 @@ def held_out(rows: Sequence[Conversation], share: float, seed: int) -> list[bool
     if not share:
         return [False] * len(rows)
     if any(row.group is not None for row in rows):
-        chosen = choose_validation(Counter(names), share, seed)
+        sizes = Counter(names)
+        too_coarse = counting_unit(sizes, share) > min(sizes.values())  # a row would count as several
+        chosen = one_by_one(sizes, share, seed) if too_coarse else choose_validation(sizes, share, seed)
     else:
         different = sorted(set(names))
         count = min(len(different) - 1, max(1, round(share * len(different)))) if different else 0
         chosen = frozenset(different[i] for i in np.random.default_rng(seed).permutation(len(different))[:count].tolist())
     return [name in chosen for name in names]
+
+
+def one_by_one(sizes: Mapping[str, int], share: float, seed: int) -> frozenset[str]:
+    """The names to hold out: each in the seed's order that still fits into `share` of the total; at least one, never all.
+
+    What is left over is smaller than any group that is not taken. The order of the mapping is without meaning.
+    """
+    names, room = sorted(sizes), share * sum(sizes.values())
+    chosen = set()
+    for i in np.random.default_rng(seed).permutation(len(names)).tolist():
+        if sizes[names[i]] <= room:
+            chosen.add(names[i])
+            room -= sizes[names[i]]
+    if not chosen and len(names) > 1:
+        chosen.add(min(names, key=sizes.__getitem__))
+    return frozenset(chosen)
 
 
 def inseparable(rows: Sequence[Conversation]) -> list[str]:

@@ -33,6 +33,8 @@ def check_optimizer(optim: Optim, device: str, where: str = "train.optim") -> No
     """Raises UserError for an optimizer whose library is not installed, or that this device has not. device: `cuda`, `cpu` or `mps`"""
     if optim == "adamw_torch":
         return
+    if device == "mps":  # nobody has shown that it learns the same there
+        raise UserError(where, got=f"{optim} on mps", expected="adamw_torch, or a GPU of CUDA or a CPU for 8 bits", do="use adamw_torch")
     require_bitsandbytes(where)
     if optim == "paged_adamw_8bit" and device != "cuda":
         raise UserError(where, got=f"{optim} on {device}", expected="a GPU, from which there is something to page out", do="use adamw_8bit")
