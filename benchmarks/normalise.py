@@ -23,12 +23,21 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from stylora.evaluate.held_out import precision_context
+from stylora.model.base import load_base
+from stylora.model.device import choose_device
+from stylora.model.forest_model import ForestModel
+from stylora.model.proofs import prove_base
 from stylora.recipe.recipe import Recipe, parse_recipe
-from stylora.run.evaluate import evaluate
+from stylora.run.evaluation_data import measured_on
 from stylora.run.folder import write_json
+from stylora.run.open import find_model, put_on
+from stylora.run.plan import chat_format, open_tokenizer, read_data
 from stylora.run.predictor import Predictor
 from stylora.run.stages import train_stages
+from stylora.run.task import both_ways, read_task, task_at_hand
 from stylora.run.task_data.writing import make
+from stylora.samples.chat_data import ChatData
 
 from .fuzzy import asked, baseline, read_rows
 from .report import ROOT, Json, with_tables
@@ -102,7 +111,10 @@ def recipe_of(name: str, work: Path, options: argparse.Namespace, share: float) 
 
 
 def measured(name: str, recipe: Recipe, work: Path, share: float) -> list[Json]:
-    """A row for each test and way of answering, and the baseline's; figures that were measured before are read."""
+    """A row for each test and way of answering, and the baseline's; figures that were measured before are read.
+
+    The base itself answers nothing right, so only the trained model is asked.
+    """
     stage = recipe.stages[0]
     folder = Path(str(recipe.output_dir)) / stage.name
     tests: dict[str, Path | None] = {"held_out": None}
@@ -110,22 +122,38 @@ def measured(name: str, recipe: Recipe, work: Path, share: float) -> list[Json]:
         tests |= {test: work / "data" / name / f"{test}.jsonl" for test in TESTS}
     rows: list[Json] = []
     for test, file in tests.items():
-        kept = folder / f"{test}.json"
+        kept = folder / f"answers_{test}.json"
         if not kept.is_file():
-            write_json(kept, evaluate([str(folder)], held_out=file, console=Console(stderr=True, soft_wrap=True)))
-        base, model = json.loads(kept.read_text(encoding="utf-8"))["models"]
-        for contender, entry in (("base", base), ("stylora", model)):
-            for way, found in entry["task"].items():
-                told = {key: found[key] for key in FIGURES if key in found}
-                if "calibration" in found:
-                    told |= {"calibration_error": found["calibration"]["error"],
-                             "calibration_error_uncalibrated": found["calibration"]["error_uncalibrated"]}  # fmt: skip
-                rows.append({"contender": contender, "task": name, "test": test, "share": share, "way": way, "rows": found["rows"], **told})
+            write_json(kept, answered(recipe, folder, file))
+        for way, found in json.loads(kept.read_text(encoding="utf-8")).items():
+            told = {key: found[key] for key in FIGURES if key in found}
+            if "calibration" in found:
+                told |= {"calibration_error": found["calibration"]["error"],
+                         "calibration_error_uncalibrated": found["calibration"]["error_uncalibrated"]}  # fmt: skip
+            rows.append({"contender": "stylora", "task": name, "test": test, "share": share, "way": way, "rows": found["rows"], **told})
         if name != "other" and file is not None and share == 1:
             near = baseline(name, read_rows(work / "data" / name / "train.jsonl"), read_rows(file))
             best = max(near.values(), key=lambda figures: float(figures["accuracy" if "accuracy" in figures else "pair_f1"]))
             rows.append({"contender": "fuzzy", "task": name, "test": test, "share": share, "way": "", "rows": len(read_rows(file)), **best})
     return rows
+
+
+def answered(recipe: Recipe, folder: Path, file: Path | None) -> Json:
+    """`free` and `constrained` -> metrics, on the conversations of `file` or on what the recipe holds out."""
+    (stage,) = measured_on(recipe, file).stages
+    device = choose_device()
+    base = load_base(recipe.base, device)
+    packs = prove_base(base.model, words=len(base.tokenizer)).packs
+    put_on(base, find_model(str(folder)))
+    model, told = ForestModel(base.model, words=len(base.tokenizer)), read_task(folder)
+    form = chat_format(recipe.base, open_tokenizer(recipe.base), stage.data.chat_template_kwargs)
+    data = read_data(measured_on(recipe, file), open_tokenizer(recipe.base))
+    assert told is not None and isinstance(data, ChatData)
+    task = task_at_hand(stage, data, form, base, packs=packs)
+    assert task is not None
+    with precision_context(device.device, device.dtype):
+        found = both_ways(task.asks, model, task.every, told.temperature)
+    return {way: examined.metrics for way, examined in found.items()}
 
 
 def batched_over_alone(recipe: Recipe, work: Path, name: str) -> float:

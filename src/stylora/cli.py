@@ -32,6 +32,7 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as in train.learning_rate=2e-4 data.window=512.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace what lies in the output folder.")]
+OpenAnyway = Annotated[bool, typer.Option("--force", help="Open also what was changed after training; it is said.")]
 
 
 def main() -> None:
@@ -145,6 +146,7 @@ def generate(
     base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by the adapter.")] = None,
     without_adapter: Annotated[bool, typer.Option("--without-adapter", help="Switch the adapter off: the base alone.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+    force: OpenAnyway = False,
 ) -> None:
     """Continue text with a model, as it is written."""
     from stylora.run.generate import stream_prompts
@@ -153,7 +155,8 @@ def generate(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
         seed=seed, stop=stop or [],
     )  # fmt: skip
-    stream_prompts(model, prompt, sampling, chat=chat, base=base, without_adapter=without_adapter, trust_remote_code=trust_remote_code)
+    stream_prompts(model, prompt, sampling, chat=chat, base=base, without_adapter=without_adapter, trust_remote_code=trust_remote_code,
+                   force=force)  # fmt: skip
 
 
 def _sampling(**values: Any) -> Any:
@@ -188,6 +191,7 @@ def evaluate(
     weight: Annotated[str | None, typer.Option(help="Also with the adapter's update times these, as in 0.3,0.5.")] = None,
     base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by adapter and recipe.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+    force: OpenAnyway = False,
     out: Annotated[Path | None, typer.Option("--out", help="Write the figures to this file, as JSON.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -207,7 +211,7 @@ def evaluate(
         models, data=data, stage=stage, held_out=held_out, prompts=PROMPTS if prompts is None else given.read_prompts(prompts),
         sampling=sampling, samples=samples, seed=seed, weights=(1.0,) if weight is None else given.read_weights(weight),
         checkpoints=None if checkpoints is None else given.read_checkpoints(checkpoints), console=_console(True), base=base,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, force=force,
     )  # fmt: skip
     if out is not None:
         write_json(out, result)

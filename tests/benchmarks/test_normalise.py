@@ -1,4 +1,4 @@
-"""The comparison on labels and JSON: recipes as shipped, the nearest text as the baseline, the page as the stored result. Trains nothing."""
+"""The comparison on labels and JSON: recipes as shipped, the nearest text as the baseline, the page as the stored result."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ def test_the_nearest_text_of_the_same_kind():
     assert fuzzy.fuzzy_labels(train, ["[vehicle] 旧公交车", "[pollutant] 公交车", "[vehicle] School-Bus!"]) == [
         "Transit Bus", "NOx", "School Bus"
     ]  # fmt: skip
-    assert fuzzy.baseline("unified", train, [row("[vehicle] 公交", "Transit Bus"), row("[vehicle] 校车", "x")])["ratio"] == {"accuracy": 0.5}
+    held = [row("[vehicle] 公交", "Transit Bus"), row("[vehicle] 校车", "x")]
+    assert fuzzy.baseline("unified", train, held)["ratio"] == {"accuracy": 0.5}
 
 
 def test_columns_are_matched_one_by_one():
@@ -59,7 +60,7 @@ def made() -> dict:
     rows = [
         {"contender": contender, "task": "unified", "test": test, "share": share, "way": way, "rows": 400, "accuracy": accuracy}
         for share in (0.5, 1.0) for test in ("held_out", *normalise.TESTS)
-        for contender, way, accuracy in (("base", "free", 0.0), ("stylora", "free", share / 2), ("stylora", "constrained", share))
+        for contender, way, accuracy in (("stylora", "free", share / 2), ("stylora", "constrained", share))
     ]  # fmt: skip
     rows.append({"contender": "fuzzy", "task": "unified", "test": "test_seen", "share": 1.0, "way": "", "rows": 400, "accuracy": 0.25})
     return {"rows": rows, "ratios": {}}

@@ -20,13 +20,13 @@ from stylora.model.adapter import (
     Adapter,
     adapter_weight,
     attach,
-    build_stack,
     check_linear,
     count_parameters,
     load_adapter,
     restore_adapter,
     save_adapter,
 )
+from stylora.model.stack import build_stack
 
 IDS = torch.arange(3, 20)[None]
 

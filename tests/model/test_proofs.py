@@ -12,10 +12,11 @@ from peft import LoraConfig, get_peft_model
 from stylora.errors import UserError
 from stylora.model import forest_model as forest_model_module
 from stylora.model import proofs as module
-from stylora.model.adapter import attach, build_stack, save_adapter
+from stylora.model.adapter import attach, save_adapter
 from stylora.model.forest_model import ForestModel
 from stylora.model.proofs import probe, prove_adapters_off, prove_base, prove_kl
 from stylora.model.settings import Adapter
+from stylora.model.stack import build_stack
 from stylora.samples.anchors import Kl
 
 WORDS = 262

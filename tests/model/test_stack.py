@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from stylora.errors import UserError
-from stylora.model.adapter import Adapter, activate, adaptable, attach, build_stack, check_stack, restore_adapter, save_adapter
+from stylora.model.adapter import Adapter, adaptable, attach, restore_adapter, save_adapter
+from stylora.model.stack import activate, build_stack, check_stack
 
 IDS = torch.arange(3, 20)[None]
 

@@ -17,6 +17,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights, set_peft_model_state_dict
 from peft.helpers import rescale_adapter_scale
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedModel
@@ -65,58 +66,6 @@ def adaptable(model: nn.Module) -> list[str]:
     return found
 
 
-def build_stack(model: PreTrainedModel, adapter: Adapter, *, seed: int) -> PeftModel:
-    """The frozen adapters that `adapter` names, bottom to top, and on them the one that learns, fresh or saved before, called `default`.
-
-    W + sum_k dW_k: all are active, one is trainable, and the frozen ones have no dropout. Raises UserError where one does not fit, or is
-    no LoRA adapter that can be switched off.
-    """
-    adapted: PreTrainedModel | PeftModel = model
-    for number, folder in enumerate(adapter.frozen):
-        adapted = _load_lora(adapted, Path(folder), name=f"frozen{number}")
-    if adapter.path is None:
-        adapted = attach(adapted, adapter, seed=seed)
-    else:
-        adapted = _load_lora(adapted, Path(adapter.path), trainable=True)
-    activate(adapted, trainable="default")
-    return adapted
-
-
-def _load_lora(model: PreTrainedModel | PeftModel, folder: Path, *, trainable: bool = False, name: str = "default") -> PeftModel:
-    stacked = isinstance(model, PeftModel) or not trainable
-    adapted = load_adapter(model, folder, trainable=trainable, name=name)
-    config, reason = adapted.peft_config[name], None
-    if not isinstance(config, LoraConfig):
-        reason = f"an adapter of type {str(config.peft_type).removeprefix('PeftType.')}"
-    elif config.bias != "none":
-        reason = "an adapter that changes biases of the base, which can't be switched off"
-    elif stacked and (config.modules_to_save or config.trainable_token_indices):
-        reason = "an adapter that replaces whole weights, which do not add up"
-    if reason is not None:
-        raise UserError(str(folder), got=reason, expected="plain LoRA")
-    return adapted
-
-
-def activate(model: PeftModel, *, trainable: str | None) -> None:
-    """Every adapter works and one learns, or none does. PEFT by itself activates one, and makes what is active trainable."""
-    names = list(model.peft_config)
-    model.base_model.set_adapter(names)  # type: ignore[operator]  # a method, behind nn.Module's attributes
-    for name in names:
-        model.set_requires_grad(name, name == trainable)
-        for layer in model.modules():
-            if name != trainable and isinstance(layer, LoraLayer) and name in layer.lora_dropout:
-                layer.lora_dropout[name] = nn.Identity()  # it would be live again with every `train()`
-    check_stack(model, trainable=trainable)
-
-
-def check_stack(model: PeftModel, *, trainable: str | None) -> None:
-    """Asserts that every adapter is active, and that the parameters of `trainable` learn and no others do."""
-    assert list(model.active_adapters) == list(model.peft_config), "an adapter is not active"
-    learns = {path for path, parameter in model.named_parameters() if parameter.requires_grad}
-    ours = {path for path, _ in model.named_parameters() if trainable is not None and trainable in path.split(".")}
-    assert learns == ours, f"not what should learn: {sorted(learns ^ ours)[:3]}"
-
-
 def load_adapter(
     model: PreTrainedModel | PeftModel, folder: Path, *, trainable: bool = False, name: str = "default"
 ) -> PeftModel:
@@ -142,6 +91,16 @@ def load_adapter(
     if homeless:
         raise _unfit(folder, f"{len(homeless)} of its weights find no module, {min(homeless)}")
     return adapted
+
+
+def strip(model: PreTrainedModel) -> None:
+    """Take every adapter off a base, also one that could not be put on to its end."""
+    for path, module in [*model.named_modules()]:
+        if isinstance(module, BaseTunerLayer):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, module.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def restore_adapter(model: PeftModel, folder: Path) -> None:

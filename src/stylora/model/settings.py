@@ -6,12 +6,19 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
+OF_STACK = {"path", "frozen", "names", "weights", "fold_frozen"}
+"""keys that say what an adapter goes on with and lies on; the others are its own shape"""
+
 
 class Adapter(BaseModel, frozen=True, extra="forbid"):
     """One LoRA adapter.
 
     path: folder of a saved PEFT adapter to train on, instead of a fresh one; what else is said here is then said there
-    frozen: folders of saved PEFT adapters below it, bottom to top, that work but do not learn
+    frozen: folders of saved PEFT adapters below it, bottom to top, that work but do not learn; `on` fills it from earlier stages
+    names: of the frozen ones, bottom to top, where those of their stages or folders would not tell them apart
+    weights: factors of the frozen ones' updates by name, {style: 0.7}; 1 for those not named
+    fold_frozen: add the frozen ones to the base's weights in memory: faster, rounded where the base is not fp32; not for `kl.reference:
+        base`, which would see them, nor for a base in 4 bits
     r: rank, columns of A and B; more can learn more and costs more memory. 16 suits a style
     alpha: scale, the update is multiplied by alpha / r; twice the rank is customary
     dropout: share of the adapter's inputs zeroed in training; 0 makes runs independent of how samples are batched
@@ -22,6 +29,9 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
 
     path: str | None = None
     frozen: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    weights: dict[str, float] = {}
+    fold_frozen: bool = False
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -38,7 +48,7 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def one_source(self) -> Adapter:
         """A saved adapter has its own rank and targets; a second word on them would have no reader."""
-        more = sorted(self.model_fields_set - {"path", "frozen"})
+        more = sorted(self.model_fields_set - OF_STACK)
         if self.path is not None and more:
             raise ValueError(f"{', '.join(more)}: comes from the adapter in `path`; remove one of them")
         return self
@@ -46,4 +56,4 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     @model_serializer(mode="wrap")
     def without_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Written out so that it passes `one_source` again."""
-        return {key: value for key, value in handler(self).items() if self.path is None or key in ("path", "frozen")}
+        return {key: value for key, value in handler(self).items() if self.path is None or key in OF_STACK}

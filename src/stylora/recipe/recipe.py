@@ -81,6 +81,19 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
         return value
 
     @model_validator(mode="after")
+    def what_can_be_folded(self) -> Stage:
+        """Folded adapters are part of the base: there have to be some, and nothing may want the base without them."""
+        if self.adapter.fold_frozen and not (self.adapter.frozen or self.on or self.continues):
+            raise UserError("adapter.fold_frozen", got="true, with no adapter below", expected="one to fold", do="remove it, or use `on`")
+        kl = self.objective.kl
+        if self.adapter.fold_frozen and kl is not None and kl.beta and kl.reference == "base":
+            raise UserError(
+                "adapter.fold_frozen", got="true, with kl.reference: base", expected="the base itself, which is gone once they are folded",
+                do="set kl.reference: frozen, or fold nothing",
+            )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
     def a_task_of_answers(self) -> Stage:
         """Only conversations have answers."""
         if self.task is not None:
@@ -112,6 +125,13 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     output_dir: str | None = None
     layout: Literal["stages", "flat", "final"] = "stages"
     stages: list[Stage] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def whole_weights_to_fold_into(self) -> Recipe:
+        """What is packed into 4 bits can't take another sum without rounding it all again."""
+        if self.load_in_4bit and any(stage.adapter.fold_frozen for stage in self.stages):
+            raise UserError("adapter.fold_frozen", got="true, with load_in_4bit", expected="a base in whole weights", do="fold nothing")
+        return self
 
     @model_validator(mode="after")
     def a_folder_each(self) -> Recipe:

@@ -111,7 +111,7 @@ def evaluate(
     models: Sequence[str], *, data: Path | Recipe | None = None, stage: str | None = None, held_out: Path | None = None,
     prompts: Sequence[str] = PROMPTS, sampling: Sampling = SAMPLING, samples: int = 1, seed: int = 0, weights: Sequence[float] = (1.0,),
     checkpoints: Checkpoints | None = None, console: Console, base: str | None = None, trust_remote_code: bool = False,
-    cache: Path | None = None,
+    force: bool = False, cache: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the models and their bases; gives what evaluation.json says, and writes it beside the stack.json of every stage.
 
@@ -119,12 +119,12 @@ def evaluate(
         a stage; held_out: a file of conversations to measure on instead of those the recipe holds out
     samples: continuations of each prompt; seed: of the voice and the intervals (the draws have sampling's own)
     weights: factors of each adapter's update, 1 as trained; checkpoints: of each stage, measured before what it ended with
-    base: replaces that of PEFT folders and runs; cache: of tokens
+    base: replaces that of PEFT folders and runs; force: also what was changed after training, which is then said; cache: of tokens
     Raises UserError for a MODEL, checkpoint, recipe, stage or base that is not there, and for weights an adapter can't have.
     """
     if not prompts:
         raise UserError("--prompts", got="no prompt", expected="at least one to continue")
-    found = [find_model(name, base=base) for name in dict.fromkeys(models)]
+    found = [find_model(name, base=base, force=force) for name in dict.fromkeys(models)]
     variants = {each.name: plan(each, checkpoints, weights) for each in found}
     if checkpoints is not None and not any(each.stack for each in found):
         raise UserError("--checkpoints", got="no MODEL that is a stage", expected="a run or a stage, which has checkpoints")
@@ -147,7 +147,7 @@ def evaluate(
             for each in group:
                 own = list(measure_model(each, variants[each.name], on, common, tell))
                 entries += own
-                if each.stack is not None:
+                if each.stack is not None and each.as_trained:
                     keep(each.stack.parent / EVALUATION, described(common, [on.entry, *own]), console)
             del on
             gc.collect()  # room for the next base
@@ -162,7 +162,7 @@ def plan(found: Found, checkpoints: Checkpoints | None, weights: Sequence[float]
     if found.adapter is None:
         return []
     configs = [PeftConfig.from_pretrained(str(folder)) for folder in found.adapters]
-    if any(weight != 1 for weight in weights):
+    if any(weight != 1 for weight in [*weights, *(layer.weight for layer in found.layers)]):
         check_linear(configs)
     for folder, config in zip(found.adapters, configs, strict=True):
         if not isinstance(config, LoraConfig) or config.bias != "none" or config.modules_to_save or config.trainable_token_indices:
@@ -229,7 +229,9 @@ def measure_model(
     """The figures of a model in each of its states; afterwards the base is bare again."""
     if not variants:
         return
-    model, trained_on = put_on(on.base, found).model, common.data.trained_on(found) if common.generates else None
+    opened = put_on(on.base, found)
+    common.data.warnings += [f"forced: {line}" for line in opened.forced]
+    model, trained_on = opened.model, common.data.trained_on(found) if common.generates else None
     assert isinstance(model, PeftModel)
     there = found.adapter
     measured: dict[tuple[str, float], Measured] = {}  # a stage most often ends with what its last checkpoint holds
@@ -243,7 +245,7 @@ def measure_model(
                 there = variant.folder
             with nullcontext() if variant.weight == 1 else adapter_weight(model, variant.weight):
                 measured[key] = figures(model, on, common, trained_on, stage=found.stack and found.stack.parent)
-        if found.stack is not None and on.task is not None and variant.checkpoint is None and variant.weight == 1:
+        if found.stack is not None and found.as_trained and on.task is not None and variant.checkpoint is None and variant.weight == 1:
             keep_errors(found.stack.parent, on.task, measured[key].rows)
         yield {**variant.as_json(on.base.name), **measured[key].figures}
     model.unload()

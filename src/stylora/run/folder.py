@@ -35,9 +35,11 @@ from stylora import __version__
 from stylora.corpus.read import find_files
 from stylora.corpus.rows import HUB
 from stylora.errors import UserError
+from stylora.model.stack_names import check_names, weights_of
 from stylora.model.tokenizer_file import hash_file
-from stylora.recipe.recipe import Recipe
+from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.settings import Data, as_list
+from stylora.train.checkpoint import NAME
 
 LOCK, EVALUATION = ".lock", "evaluation.json"
 
@@ -193,6 +195,7 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
     values["stages"][0]["train"] |= dict.fromkeys(NEUTRAL) | {"greater_is_better": better}
     adapter = values["stages"][0]["adapter"]
     adapter["frozen"] = [PurePath(path).parts[-2:] for path in adapter["frozen"]]
+    adapter["names"] = None  # what they are called changes nothing; `weights` count by name, and are compared
     if "path" in adapter and adapter["path"] is not None:
         adapter["path"] = "/".join(PurePath(adapter["path"]).parts[-2:])
     return values
@@ -312,18 +315,50 @@ def write_stack(
     """Describe base and adapters, bottom to top, how far the last was trained and what it was made from (`made_from`); whoever opens the
     stage checks it against these hashes."""
     (stage.path / EVALUATION).unlink(missing_ok=True)  # it measured an adapter that is no more
-    below = zip(recipe.stages[0].adapter.frozen, made["frozen"], strict=True)
-    frozen = [_entry(stage, Path(path), f"frozen{number}", hash) for number, (path, hash) in enumerate(below)]
-    adapter = _entry(stage, stage.adapter, "default", adapter_hash(stage.adapter))
+    (described,) = recipe.stages
+    names = stack_names(described)
+    weights = weights_of(names[:-1], described.adapter.weights, where="adapter.weights")
+    below = zip(described.adapter.frozen, names, weights, made["frozen"], strict=False)  # names has one more, of the top
+    frozen = [_entry(stage, Path(path), "frozen", name, weight, hash) for path, name, weight, hash in below]
+    adapter = _entry(stage, stage.adapter, "trained", names[-1], 1.0, adapter_hash(stage.adapter))
     base = {"name": recipe.base, "fingerprint": base_fingerprint, "load_in_4bit": recipe.load_in_4bit}
     epochs = recipe.stages[0].train.num_train_epochs
     write_json(stage.stack, {"base": base, "adapters": [*frozen, adapter], "steps": steps, "num_train_epochs": epochs, "made_from": made})
 
 
-def _entry(stage: StageFolder, folder: Path, name: str, hash: str) -> dict[str, Any]:
+def _entry(stage: StageFolder, folder: Path, role: str, name: str, weight: float, hash: str) -> dict[str, Any]:
     there, here = folder.resolve(), stage.path.resolve()
     path = (there if there.drive != here.drive else Path(os.path.relpath(there, here))).as_posix()  # no way leads from drive to drive
-    return {"name": name, "path": path, "role": "trained" if name == "default" else "frozen", "weight": 1.0, "hash": hash}
+    return {"name": name, "path": path, "role": role, "weight": weight, "hash": hash, "config_hash": config_hash(folder)}
+
+
+def stack_names(stage: Stage) -> tuple[str, ...]:
+    """What the adapters of a stage's stack are called, bottom to top: those below by `adapter.names` or their places, the top as the stage.
+
+    Raises UserError where two have one name, or there are more or fewer names than adapters.
+    """
+    adapter = stage.adapter
+    if adapter.names and len(adapter.names) != len(adapter.frozen):
+        raise UserError(
+            "adapter.names", got=f"{len(adapter.names)} names", expected=f"{len(adapter.frozen)}, one for each adapter below",
+            do="name them bottom to top",
+        )  # fmt: skip
+    names = (*(adapter.names or map(adapter_name, adapter.frozen)), stage.name)
+    check_names(names, where=f"stage {stage.name!r}", do="give those below names of their own in adapter.names, bottom to top")
+    return names
+
+
+def adapter_name(folder: str) -> str:
+    """What an adapter is called by where it lies: `runs/wuxia/style/adapter` and `style/checkpoint-20` are `style`."""
+    parts = [part for part in PurePath(folder).parts if part not in ("adapter", "final", "checkpoints") and not NAME.fullmatch(part)]
+    return parts[-1] if parts else folder
+
+
+def config_hash(folder: Path) -> str:
+    """Hash of what an adapter_config.json says of the adapter itself; where its base lies may change."""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    told = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision", "inference_mode")}
+    return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def adapter_hash(folder: Path) -> str:

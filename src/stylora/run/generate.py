@@ -17,11 +17,14 @@ from .open import open_model
 
 
 def stream_prompts(
-    name: str, prompts: list[str], sampling: Sampling, *, chat: bool, base: str | None, without_adapter: bool, trust_remote_code: bool
-) -> None:
+    name: str, prompts: list[str], sampling: Sampling, *, chat: bool, base: str | None, without_adapter: bool, trust_remote_code: bool,
+    force: bool = False,
+) -> None:  # fmt: skip
     """Print each prompt with its continuation. Raises UserError for a MODEL that can't be opened."""
     device = choose_device()
-    opened = open_model(name, device, base=base, trust_remote_code=trust_remote_code)
+    opened = open_model(name, device, base=base, trust_remote_code=trust_remote_code, force=force)
+    for line in opened.forced:
+        print(f"warning    forced: {line}", file=sys.stderr)
     if without_adapter and not isinstance(opened.model, PeftModel):
         raise UserError("--without-adapter", got=f"{name}, which has none", expected="a MODEL with an adapter", do="leave the flag away")
     switch = opened.model.disable_adapter() if without_adapter and isinstance(opened.model, PeftModel) else nullcontext()

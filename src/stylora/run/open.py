@@ -1,14 +1,18 @@
 """The MODEL argument: a run, a stage, a `stack.json`, a PEFT folder, a model folder, or a hub id, opened for use.
 
-What a `stack.json` says is checked: a base or adapter that changed since is refused. Finding a model loads nothing, so that several of
-them can be checked first, and put on one base in turn.
+    runs/wuxia/instruct                a stage: its stack.json names base and adapters
+    runs/wuxia/instruct@style=0.5      the same with another weight for the adapter called `style`; 0 leaves it out
+
+What a `stack.json` says is checked: a base or adapter that changed since is refused, unless forced, which is then said with whatever
+comes of it. Finding a model loads nothing, so that several of them can be checked first, and put on one base in turn.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +20,58 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from stylora.errors import UserError
-from stylora.model.adapter import activate, load_adapter
+from stylora.model.adapter import load_adapter
 from stylora.model.base import Base, fingerprint, load_base, same_base
 from stylora.model.device import Device
+from stylora.model.stack import TOP, activate, frozen_name, weigh
+from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import load_recipe
 from stylora.train.checkpoint import MANIFEST
 
-from .folder import adapter_file, adapter_hash, parent_stage
+from .folder import adapter_file, adapter_hash, adapter_name, config_hash, parent_stage, stack_names
+
+WEIGHTS = re.compile(r"@([^@=,]+=[^@=,]+(?:,[^@=,]+=[^@=,]+)*)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """An adapter of a stack: what it is called, where it lies, the factor of its update."""
+
+    name: str
+    folder: Path
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
     """What MODEL names, before anything is loaded.
 
-    name: MODEL itself; base: name of its base; adapters: their folders, bottom to top; stack: its stack.json, None where it has none
+    name: MODEL itself; base: name of its base; layers: its adapters, bottom to top; stack: its stack.json, None where it has none
     fingerprint: of the base it was trained on, None where nothing says it
     load_in_4bit: is its base packed, as its recipe had it?
+    weighted: were weights given with its name? Then it is not the model its stack.json describes
+    force: open what is not as it was when it was trained; forced: what that was
     """
 
     name: str
     base: str
-    adapters: tuple[Path, ...] = ()
+    layers: tuple[Layer, ...] = ()
     stack: Path | None = None
     fingerprint: dict[str, Any] | None = None
     load_in_4bit: bool = False
+    weighted: bool = False
+    force: bool = False
+    forced: tuple[str, ...] = ()
+
+    @property
+    def adapters(self) -> tuple[Path, ...]:
+        """Folders of the adapters, bottom to top."""
+        return tuple(layer.folder for layer in self.layers)
+
+    @property
+    def as_trained(self) -> bool:
+        """Is it what its stack.json describes, nothing forced and no weight changed?"""
+        return not (self.force or self.weighted)
 
     @property
     def adapter(self) -> Path | None:
@@ -54,51 +86,97 @@ class Found:
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """base, and the model to call: a PeftModel where there is an adapter, else the base's own"""
+    """base, and the model to call: a PeftModel where there is an adapter, else the base's own; forced: what is not as it was in training"""
 
     base: Base
     model: PeftModel | PreTrainedModel
     adapter: Path | None
+    forced: tuple[str, ...] = ()
 
 
-def open_model(name: str, device: Device, *, base: str | None = None, trust_remote_code: bool = False) -> Opened:
-    """Open MODEL. base: replaces the base named by a PEFT folder. Raises UserError when it is none of the forms, or was changed."""
-    found = find_model(name, base=base)
+def open_model(
+    name: str, device: Device, *, base: str | None = None, trust_remote_code: bool = False, force: bool = False
+) -> Opened:
+    """Open MODEL. base: replaces the base named by a PEFT folder; force: also what was changed after training.
+
+    Raises UserError when it is none of the forms, or was changed.
+    """
+    found = find_model(name, base=base, force=force)
     opened = load_base(
         found.base, device, trust_remote_code=trust_remote_code, load_in_4bit=found.load_in_4bit, where=found.where
     )
     return put_on(opened, found)
 
 
-def find_model(name: str, *, base: str | None = None) -> Found:
-    """What MODEL names. Raises UserError for a folder that is none of the forms, and for an adapter that was changed after training."""
-    path = Path(name)
+def find_model(name: str, *, base: str | None = None, force: bool = False) -> Found:
+    """What MODEL names. Raises UserError for a folder that is none of the forms, for weights of adapters it does not have, and, unless
+    forced, for an adapter that was changed after training."""
+    place, weights = _with_weights(name)
+    found = _find(name, Path(place), place, base, force)
+    weights_of([layer.name for layer in found.layers], weights, where=name)  # says which names there are
+    layers = [replace(layer, weight=weights.get(layer.name, layer.weight)) for layer in found.layers]
+    return replace(found, layers=tuple(layers), weighted=bool(weights), force=force)
+
+
+def _with_weights(name: str) -> tuple[str, dict[str, float]]:
+    """`runs/a@style=0.5` -> (`runs/a`, {"style": 0.5}). Raises UserError for a weight that is no number."""
+    found = None if Path(name).exists() else WEIGHTS.search(name)
+    if found is None:
+        return name, {}
+    weights: dict[str, float] = {}
+    for each in found[1].split(","):
+        called, _, text = each.partition("=")
+        try:
+            weights[called.strip()] = float(text)
+        except ValueError:
+            raise UserError(name, got=f"{text!r} as a weight", expected="a number, as in @style=0.5") from None
+    return name[: found.start()], weights
+
+
+def _find(name: str, path: Path, place: str, base: str | None, force: bool) -> Found:
     stack = _find_stack(path)
     if stack is not None:
-        return _read_stack(name, stack, base)
+        return _read_stack(name, stack, base, force)
     if (path / "adapter_config.json").is_file():
         config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
         stage = parent_stage(path)
+        layers, forced = _below(path, force)
         return Found(
-            name=name, base=base or config["base_model_name_or_path"], adapters=(*_below(path), path),
-            load_in_4bit=stage is not None and load_recipe(stage.recipe).load_in_4bit,
+            name=name, base=base or config["base_model_name_or_path"], layers=(*layers, Layer(name=_called(path), folder=path)),
+            load_in_4bit=stage is not None and load_recipe(stage.recipe).load_in_4bit, forced=forced,
         )  # fmt: skip
+    several = sorted(child.name for child in path.glob("*/") if (child / "adapter_config.json").is_file()) if path.is_dir() else []
+    if several:
+        do = f"name one of them: {', '.join(several)}"
+        raise UserError(name, got="a folder of several adapters, as plain PEFT saves a stack", expected="one adapter", do=do)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(name, got="a folder without a finished run or model", expected="a run, stage, stack.json, PEFT or model folder")
-    return Found(name=name, base=name)
+    return Found(name=name, base=place)
 
 
 def put_on(base: Base, found: Found) -> Opened:
-    """The model on its base, which has no adapter yet. Raises UserError for a base it was not trained on."""
-    if found.fingerprint is not None:
-        _check_base(found.where, found.fingerprint, base.name, fingerprint(base), "open its adapter/ folder, with --base, to use it anyway")
+    """The model on its base, which has no adapter yet. Raises UserError for a base it was not trained on, unless forced."""
+    forced = check_fingerprint(base, found)
     model: PeftModel | PreTrainedModel = base.model
-    for number, folder in enumerate(found.adapters):
-        top = number == len(found.adapters) - 1
-        model = load_adapter(model, folder, name="default" if top else f"frozen{number}")
-    if isinstance(model, PeftModel) and len(found.adapters) > 1:  # one by itself is active, of whatever type it is
+    for number, layer in enumerate(found.layers):
+        name = TOP if number == len(found.layers) - 1 else frozen_name(number)
+        model = load_adapter(model, layer.folder, name=name)
+        if layer.weight != 1:
+            weigh(model, name, layer.weight)
+    if isinstance(model, PeftModel) and len(found.layers) > 1:  # one by itself is active, of whatever type it is
         activate(model, trainable=None)
-    return Opened(base=base, model=model.eval(), adapter=found.adapter)
+    return Opened(base=base, model=model.eval(), adapter=found.adapter, forced=forced)
+
+
+def check_fingerprint(base: Base, found: Found) -> tuple[str, ...]:
+    """What was forced, the base itself included. Raises UserError for a base that MODEL was not trained on, unless forced."""
+    ours = fingerprint(base) if found.fingerprint is not None else {}
+    if found.fingerprint is None or same_base(ours, found.fingerprint):
+        return found.forced
+    if not found.force:
+        do = "open its adapter/ folder, with --base, to use it anyway, or use --force"
+        _check_base(found.where, found.fingerprint, base.name, ours, do)
+    return (*found.forced, f"{base.name}: not the base it was trained on")
 
 
 def check_adapter(folder: Path, name: str, base: dict[str, Any], below: Sequence[Path]) -> None:
@@ -113,7 +191,7 @@ def check_adapter(folder: Path, name: str, base: dict[str, Any], below: Sequence
         theirs, needed = manifest["base"], manifest.get("frozen", [])
     elif stage is not None and stage.stack.is_file() and stage.adapter.resolve() == folder.resolve():
         described = read_object(stage.stack)
-        _check_hash(folder, described["adapters"][-1]["hash"])
+        _check_hash(folder, described["adapters"][-1]["hash"], described["adapters"][-1].get("config_hash"))
         theirs, needed = described["base"]["fingerprint"], [entry["hash"] for entry in described["adapters"][:-1]]
     else:
         return
@@ -125,19 +203,28 @@ def check_adapter(folder: Path, name: str, base: dict[str, Any], below: Sequence
     _check_base(str(folder), theirs, name, base, "train it on the base it belongs to")
 
 
-def _below(folder: Path) -> tuple[Path, ...]:
-    """The frozen adapters that a checkpoint was trained on, without which it is another model; none for other folders.
+def _called(folder: Path) -> str:
+    """The name of an adapter that no stack.json names."""
+    stage = parent_stage(folder)
+    return load_recipe(stage.recipe).stages[0].name if stage is not None else adapter_name(folder.as_posix())
 
-    Raises UserError where one of them is not what it was.
-    """
-    stage = parent_stage(folder) if (folder / MANIFEST).is_file() else None
+
+def _below(path: Path, force: bool) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """(The frozen adapters that a checkpoint was trained on, without which it is another model, and what was forced); none for other
+    folders. Raises UserError where one of them is not what it was, unless forced."""
+    stage = parent_stage(path) if (path / MANIFEST).is_file() else None
     if stage is None:
-        return ()
-    frozen = [Path(path) for path in load_recipe(stage.recipe).stages[0].adapter.frozen]
-    hashes = read_object(folder / MANIFEST).get("frozen", [])
-    for path, expected in zip(frozen, hashes, strict=True):
-        _check_hash(path, expected)
-    return tuple(frozen)
+        return (), ()
+    (described,) = load_recipe(stage.recipe).stages
+    names = stack_names(described)[:-1]
+    weights = weights_of(names, described.adapter.weights, where=str(stage.recipe))
+    hashes = read_object(path / MANIFEST).get("frozen", [])
+    layers = [
+        Layer(name=name, folder=Path(folder), weight=weight)
+        for name, folder, weight in zip(names, described.adapter.frozen, weights, strict=True)
+    ]
+    forced = [_check_hash(layer.folder, expected, None, force) for layer, expected in zip(layers, hashes, strict=True)]
+    return tuple(layers), tuple(filter(None, forced))
 
 
 def _find_stack(path: Path) -> Path | None:
@@ -151,14 +238,19 @@ def _find_stack(path: Path) -> Path | None:
     return stages[-1] if stages else None
 
 
-def _read_stack(name: str, stack: Path, base: str | None) -> Found:
+def _read_stack(name: str, stack: Path, base: str | None, force: bool) -> Found:
     described = read_object(stack)
-    folders = [stack.parent / entry["path"] for entry in described["adapters"]]
-    for folder, entry in zip(folders, described["adapters"], strict=True):
-        _check_hash(folder, entry["hash"])
+    entries = described["adapters"]
+    layers = [
+        Layer(name=entry["name"], folder=stack.parent / entry["path"], weight=float(entry.get("weight", 1.0))) for entry in entries
+    ]
+    forced = [
+        _check_hash(layer.folder, entry["hash"], entry.get("config_hash"), force) for layer, entry in zip(layers, entries, strict=True)
+    ]
     return Found(
-        name=name, base=base or described["base"]["name"], adapters=tuple(folders), stack=stack,
+        name=name, base=base or described["base"]["name"], layers=tuple(layers), stack=stack,
         fingerprint=described["base"]["fingerprint"], load_in_4bit=described["base"].get("load_in_4bit", False),
+        forced=tuple(filter(None, forced)),
     )  # fmt: skip
 
 
@@ -170,14 +262,21 @@ def read_object(path: Path) -> dict[str, Any]:
         raise UserError(str(path), got="broken JSON", expected="what training wrote there", do="train it again") from error
 
 
-def _check_hash(folder: Path, expected: str) -> None:
+def _check_hash(folder: Path, expected: str, config: str | None, force: bool = False) -> str | None:
+    """What is not as it was, where that is forced; else None. Raises UserError where it is not forced, and for a missing file.
+
+    config: hash of its adapter_config.json, which scale and modules depend on; None where a stack.json of earlier versions lacks it
+    """
     if adapter_file(folder) is None:
         raise UserError(str(folder), got="no adapter_model.safetensors", expected="the adapter that stack.json names")
+    changed = None
     if adapter_hash(folder) != expected:
-        raise UserError(
-            str(folder), got="an adapter that was changed after training", expected=f"hash {expected}",
-            do="open the adapter/ folder itself to use it as it is",
-        )  # fmt: skip
+        changed = "an adapter that was changed after training"
+    elif config is not None and config_hash(folder) != config:
+        changed = "an adapter_config.json that was changed after training"
+    if changed is not None and not force:
+        raise UserError(str(folder), got=changed, expected=f"hash {expected}", do="train what lies on it again, or use --force")
+    return None if changed is None else f"{folder}: {changed}"
 
 
 def _check_base(where: str, theirs: dict[str, Any], name: str, ours: dict[str, Any], do: str) -> None:

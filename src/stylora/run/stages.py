@@ -16,12 +16,13 @@ from rich.console import Console
 
 from stylora.errors import UserError, did_you_mean
 from stylora.model.processes import leave_processes, rank
-from stylora.model.settings import Adapter
+from stylora.model.settings import OF_STACK, Adapter
+from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import Recipe, Stage, load_recipe
 from stylora.samples.objective import check_vocabulary, read_vocabulary
 from stylora.train.interruption import Interrupted, Interruption
 
-from .folder import Claim, adapter_hash, claim_stage, longer, parent_stage, run_folder, stage_folder
+from .folder import Claim, adapter_hash, claim_stage, longer, parent_stage, run_folder, stack_names, stage_folder
 from .plan import open_tokenizer, plan_steps, read_data
 
 if TYPE_CHECKING:
@@ -90,6 +91,8 @@ def plan_stages(
             if parent not in chosen:
                 _check_done(alone(recipe, names.index(parent), folder), folder, stage.name)
         own = alone(recipe, number, folder)
+        stacked = stack_names(own.stages[0])
+        weights_of(stacked[:-1], own.stages[0].adapter.weights, where=f"stage {stage.name!r}: adapter.weights")
         claim = claim_stage(folder, longer(own, extend), force=force, extend=bool(extend))
         parts.append(Part(recipe=own, claim=claim))
     return parts
@@ -131,9 +134,11 @@ def alone(recipe: Recipe, number: int, folder: Path) -> Recipe:
     if not _parents(stage):
         return recipe.model_copy(update={"stages": [stage]})
     stages = {each.name: each for each in recipe.stages}
+    adapter: dict[str, Any]
     if stage.continues is not None:
         parent = stages[stage.continues]
-        adapter: dict[str, Any] = {"path": _adapter(folder, recipe, parent), "frozen": _below(parent, stages, folder, recipe)}
+        adapter = {key: getattr(stage.adapter, key) for key in OF_STACK} | {"path": _adapter(folder, recipe, parent)}
+        adapter |= {"frozen": _below(parent, stages, folder, recipe)}
     else:
         adapter = {**stage.adapter.model_dump(exclude_unset=True), "frozen": _below(stage, stages, folder, recipe)}
     values = {"adapter": Adapter.model_validate(adapter), "continues": None, "on": ()}

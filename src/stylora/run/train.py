@@ -25,13 +25,15 @@ from stylora import __version__
 from stylora.errors import UserError
 from stylora.evaluate.held_out import precision_context
 from stylora.generate.decode import open_row
-from stylora.model.adapter import build_stack, check_stack, count_parameters, save_adapter
+from stylora.model.adapter import count_parameters, save_adapter
 from stylora.model.base import Base, fingerprint, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
 from stylora.model.processes import agreed, join_processes, leave_processes, lost_peer, rank, ranks, wait_for_all
 from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base, prove_kl
 from stylora.model.quantized import stored_bytes
+from stylora.model.stack import TOP, build_stack, check_stack, fold
+from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.chat_data import ChatData
 from stylora.samples.objective import check_vocabulary, read_vocabulary
@@ -58,6 +60,7 @@ from .folder import (
     made_from,
     publish,
     run_folder,
+    stack_names,
     write_json,
     write_stack,
     write_text,
@@ -214,8 +217,13 @@ def prove_and_attach(base: Base, stage: Stage) -> tuple[Proofs, PeftModel]:
     """Proofs on the bare base, then the adapter, fresh or saved before, then the proof that it can be switched off."""
     words = len(base.tokenizer)
     proofs = prove_base(base.model, words=words)
+    weights = weights_of(stack_names(stage)[:-1], stage.adapter.weights, where="adapter.weights")
     ids, before = probe(base.model, words)
-    peft_model = build_stack(base.model, stage.adapter, seed=stage.train.seed)
+    if stage.adapter.fold_frozen:
+        _, difference = fold(base.model, stage.adapter.frozen, weights, ids)  # in place
+        proofs.lines.append(f"folded = unfolded up to rounding: logits differ by {difference:.2g} ({base.model.dtype})")
+        ids, before = probe(base.model, words)
+    peft_model = build_stack(base.model, stage.adapter, seed=stage.train.seed, weights=weights)
     proofs.lines.append(prove_adapters_off(peft_model, before, ids))
     return proofs, peft_model
 
@@ -252,7 +260,7 @@ def run_stage(
             if isinstance(callback, ProgressDisplay):
                 callback.close()
     take_best(trainer, folder, console)
-    check_stack(prepared.peft_model, trainable="default")
+    check_stack(prepared.peft_model, trainable=TOP)
     outcome = Outcome(folder=folder.path, steps=trainer.state.global_step, tokens=trainer.progress.tokens)
     if rank() == 0:
         if isinstance(prepared.data, ChatData):

@@ -31,6 +31,7 @@ from stylora.model.adapter import count_parameters, restore_adapter, save_adapte
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel, to_tensors
 from stylora.model.processes import agreed, summed, wait_for_all
+from stylora.model.stack import TOP, check_stack, frozen_hash
 
 from .checkpoint import Checkpoint, rotate, write_checkpoint
 from .interruption import Interrupted, Interruption
@@ -148,6 +149,7 @@ class ForestTrainer(Trainer):
         self.evaluators, self.eval_at, self.save_at = evaluators, eval_at, save_at
         self.interruption = interruption or Interruption()
         self.progress, self.start = Progress(), 0
+        self.frozen = frozen_hash(peft_model)
         super().__init__(model=model, args=args, train_dataset=steps, processing_class=tokenizer, callbacks=[*callbacks, _When(self)])
         self.remove_callback(PrinterCallback)  # it prints raw dictionaries; what is shown is up to the callbacks given
 
@@ -360,6 +362,7 @@ class ForestTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         assert output_dir is not None and isinstance(self.processing_class, PreTrainedTokenizerBase)
+        self.check_adapters()
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_adapter(self.peft_model, folder, base_name=self.base_name)
@@ -368,6 +371,12 @@ class ForestTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """The adapter's weights into the live model: transformers would load a second one, and activate the first it finds."""
         restore_adapter(self.peft_model, Path(resume_from_checkpoint))
+        self.check_adapters()
+
+    def check_adapters(self) -> None:
+        """Asserts that all adapters of the stack work, the top learns, and the others are what they were, byte for byte."""
+        check_stack(self.peft_model, trainable=TOP)
+        assert frozen_hash(self.peft_model) == self.frozen, "a frozen adapter changed in training"
 
 
 class _Rest(Sampler[int]):
