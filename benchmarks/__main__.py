@@ -28,6 +28,7 @@ COMPARISONS = {
     "tasks": "chat SFT on structured tasks: shared prefixes against the Trainers of transformers and TRL",
     "alignment": "a second stage with KL: style kept against forgetting taken back, and the free baseline",
     "normalise": "labels and JSON on the bundled base: names it saw in new wordings, names it never saw",
+    "stack": "a training step on a frozen adapter, beside the weights and folded into them",
     "lora": "LoRA, its options, prefix tuning and full fine-tuning on one small task",
     "troubleshooting": "symptoms provoked and cured: rate, epochs, forgetting, memory, speed",
 }

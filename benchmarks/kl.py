@@ -178,7 +178,7 @@ def measure(task: Json) -> Json:
     kl = None if task["kl"] is None else Kl(**task["kl"])
     device = choose_device()
     torch.manual_seed(settings.seed)
-    model = _model(settings, device)
+    model = make_model(settings, device)
     proofs = prove_base(model, words=settings.words)
     peft_model = attach(model, Adapter(r=settings.r, alpha=settings.alpha), seed=settings.seed)
     windows = style.draw_windows(
@@ -201,7 +201,7 @@ def measure(task: Json) -> Json:
     if device.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated() / 1e6 if device.device.type == "cuda" else 0.0
-    seconds, losses = _train(backward, optimizer, settings)
+    seconds, losses = timed(backward, optimizer, settings)
     return {
         "seconds_per_step": seconds,
         "places_per_second": settings.samples_per_step * settings.window / seconds,
@@ -214,14 +214,14 @@ def measure(task: Json) -> Json:
     }
 
 
-def _model(settings: Settings, device: Device) -> PreTrainedModel:
+def make_model(settings: Settings, device: Device) -> PreTrainedModel:
     if settings.model is None:
         return load_base(settings.base, device).model
     model = AutoModelForCausalLM.from_config(Qwen2Config(**settings.model), dtype=device.dtype).to(device.device)
     return model.requires_grad_(False)
 
 
-def _train(backward: Backward, optimizer: torch.optim.Optimizer, settings: Settings) -> tuple[float, list[tuple[float, float]]]:
+def timed(backward: Backward, optimizer: torch.optim.Optimizer, settings: Settings) -> tuple[float, list[tuple[float, float]]]:
     """(seconds of a step under the clock, (ce, kl) of every step). The losses are numbers by then, so a GPU has done its work."""
     losses, started = [], 0.0
     for number in range(settings.warm_up + settings.steps):

@@ -62,7 +62,7 @@ def test_imports_point_to_lower_layers(file):
 
 def test_the_package_itself_imports_nothing_until_it_is_asked():
     assert {name for name in imports("__init__.py") if name.startswith("stylora.")} <= {
-        "stylora.run.predictor", "stylora.run.predictor.Predictor"
+        "stylora.run.loaded", "stylora.run.loaded.LoadedModel", "stylora.run.predictor", "stylora.run.predictor.Predictor"
     }  # fmt: skip
     code = "import sys, stylora; assert not {name for name in sys.modules if name.startswith(('stylora.', 'torch'))}"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -119,12 +119,16 @@ def train(
 @app.command()
 def demo(
     out: Annotated[Path | None, typer.Option("--out", help="Where the run is kept; by default a temporary folder.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Every system: style, alignment, labels, a stack; some minutes more.")] = False,
     force: Force = False,
     as_json: AsJson = False,
     overrides: Overrides = None,
 ) -> None:
     """Watch a small bundled model learn a style from example novels: a few minutes, no GPU, no downloads."""
-    from stylora.run.demo import demo as run
+    if everything:
+        from stylora.run.demo_all import demo_all as run
+    else:
+        from stylora.run.demo import demo as run
 
     result = run(out, overrides or [], console=_console(as_json), force=force)
     if as_json:
@@ -159,6 +163,31 @@ def generate(
                    force=force)  # fmt: skip
 
 
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for `generate`; its base must have a chat template.")],
+    system: Annotated[str | None, typer.Option(help='Another system prompt than that of training; "" for none.')] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest tokens up to this share of probability.")] = 0.95,
+    top_k: Annotated[int, typer.Option(min=0, help="Keep so many tokens; 0 keeps all.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0, help="Above 1 makes what was said less likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling; every answer draws anew from it.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop at this text; may be given several times.")] = None,
+    base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by the adapter.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+    force: OpenAnyway = False,
+) -> None:
+    """Talk with a model; its adapters can be weighed, swapped and switched off on the way."""
+    from stylora.run.chat_session import chat as run
+
+    sampling = _sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
+        seed=seed, stop=stop or [],
+    )  # fmt: skip
+    raise typer.Exit(run(model, sampling, system=system, base=base, trust_remote_code=trust_remote_code, force=force))
+
+
 def _sampling(**values: Any) -> Any:
     """Options as `Sampling`. Raises UserError that names the option."""
     from pydantic import ValidationError
@@ -175,12 +204,14 @@ def _sampling(**values: Any) -> Any:
 
 @app.command()
 def evaluate(
-    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="As for `generate`; the base of each is measured too.")],
+    models: Annotated[
+        list[str] | None, typer.Argument(metavar="MODEL...", help="As for `generate`; the base of each is measured too.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="A recipe, for its held-out text; by default the first MODEL's that has one.")] = None,
     stage: Annotated[str | None, typer.Option(help="The stage of that recipe; the first by default.")] = None,
     held_out: Annotated[Path | None, typer.Option(help="Conversations to measure on instead of those the recipe holds out.")] = None,
     prompts: Annotated[Path | None, typer.Option(help="Prompts to continue, one a line; by default 32 neutral openings.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 100,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Longest continuation, in tokens; 100 by default.")] = None,
     samples: Annotated[int, typer.Option(min=1, help="Continuations of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.8,
     top_p: Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest tokens up to this share of probability.")] = 0.95,
@@ -189,6 +220,15 @@ def evaluate(
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, the voice and the intervals.")] = 0,
     checkpoints: Annotated[str | None, typer.Option(help="Also these checkpoints of each stage: `all`, or steps as in 100,200.")] = None,
     weight: Annotated[str | None, typer.Option(help="Also with the adapter's update times these, as in 0.3,0.5.")] = None,
+    three_way: Annotated[bool, typer.Option("--three-way", help="Compare a stack of adapters with its parts.")] = False,
+    base_model: Annotated[str | None, typer.Option("--base_model", "--base-model", help="The base alone, or that of the next.")] = None,
+    lora_model: Annotated[str | None, typer.Option("--lora_model", "--lora-model", help="Base, and with this adapter.")] = None,
+    style_adapter: Annotated[
+        str | None, typer.Option("--style_adapter", "--style-adapter", help="Three-way: the folder of the adapter below.")
+    ] = None,
+    instruct_adapter: Annotated[
+        str | None, typer.Option("--instruct_adapter", "--instruct-adapter", help="Three-way: the folder of the adapter on it.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by adapter and recipe.")] = None,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
     force: OpenAnyway = False,
@@ -198,27 +238,45 @@ def evaluate(
     """Measure style, forgetting, fluency and copying of models beside their base; of tasks, their answers."""
     from stylora.evaluate.prompts import PROMPTS
     from stylora.run import evaluation_options as given
+    from stylora.run import show_evaluation, show_three_way
     from stylora.run.evaluate import evaluate as run
     from stylora.run.folder import write_json
-    from stylora.run.show_evaluation import show
 
     sampling = _sampling(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty, seed=seed
-    )
+        max_new_tokens=max_new_tokens or 100, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
+        seed=seed,
+    )  # fmt: skip
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError("--out", got=str(out), expected="a file in a folder that is there")
-    result = run(
-        models, data=data, stage=stage, held_out=held_out, prompts=PROMPTS if prompts is None else given.read_prompts(prompts),
-        sampling=sampling, samples=samples, seed=seed, weights=(1.0,) if weight is None else given.read_weights(weight),
-        checkpoints=None if checkpoints is None else given.read_checkpoints(checkpoints), console=_console(True), base=base,
-        trust_remote_code=trust_remote_code, force=force,
-    )  # fmt: skip
+    by_parts = three_way or any(each is not None for each in (base_model, lora_model, style_adapter, instruct_adapter))
+    if by_parts:
+        from stylora.run import three_way_models as older
+        from stylora.run.three_way import three_way as compare_variants
+
+        older.refuse_idle({
+            "--prompts": prompts is not None, "--samples": samples != 1, "--checkpoints": checkpoints is not None,
+            "--weight": weight is not None,
+        })  # fmt: skip
+        flags = older.OlderFlags(base=base_model, lora=lora_model, style=style_adapter, instruct=instruct_adapter)
+        result = compare_variants(
+            older.find_subject(models or [], flags, base=base, force=force), data=data, stage=stage, held_out=held_out, sampling=sampling,
+            max_new_tokens=max_new_tokens, seed=seed, console=_console(True), trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    elif not models:
+        raise UserError("MODEL", got="none", expected="a run, stage, stack.json, PEFT folder, model folder, hub id, or `tiny`")
+    else:
+        result = run(
+            models, data=data, stage=stage, held_out=held_out, prompts=PROMPTS if prompts is None else given.read_prompts(prompts),
+            sampling=sampling, samples=samples, seed=seed, weights=(1.0,) if weight is None else given.read_weights(weight),
+            checkpoints=None if checkpoints is None else given.read_checkpoints(checkpoints), console=_console(True), base=base,
+            trust_remote_code=trust_remote_code, force=force,
+        )  # fmt: skip
     if out is not None:
         write_json(out, result)
     if as_json:
         _print_json(result)
     else:
-        show(result, _console())
+        (show_three_way if by_parts else show_evaluation).show(result, _console())
 
 
 @app.command()
@@ -259,8 +317,37 @@ def predict(
         show(told, _console())
 
 
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for `generate`; with adapters.")],
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder.")],
+    kind: Annotated[str, typer.Option("--as", metavar="concat|svd|merged", help="One LoRA, one of a smaller rank, or a whole model.")],
+    rank: Annotated[int | None, typer.Option(min=1, help="Of svd.")] = None,
+    dtype: Annotated[str | None, typer.Option(metavar="fp32|bf16|fp16", help="Of the numbers; fp32 for LoRA, else the base's.")] = None,
+    max_shard_size: Annotated[str | None, typer.Option(help="Of a file of merged weights; 5GB by default.")] = None,
+    base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by the adapter.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export; take what was changed after training, and say so.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write a stack for other programs: one LoRA for vLLM, a smaller one, or a whole model; read again and compared first."""
+    from stylora.run import export as page
+    from stylora.run.show_export import show
+    from stylora.train.interruption import Interrupted
+
+    wanted = page.Wanted(kind=kind, rank=rank, dtype=dtype, max_shard_size=max_shard_size)
+    try:
+        told = page.export(model, to, wanted, console=_console(as_json), base=base, trust_remote_code=trust_remote_code, force=force)
+    except Interrupted as stop:
+        raise typer.Exit(stop.exit_code) from None
+    if as_json:
+        _print_json(told)
+    else:
+        show(told, to, _console())
+
+
 class _ScanByDefault(TyperGroup):
-    """`data PATH...` is `data scan PATH...`; a folder called `mix` or `make` is `./mix` or `./make`."""
+    """`data PATH...` is `data scan PATH...`; a folder called `mix`, `make` or `pairs` is `./mix` and so on."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -269,8 +356,9 @@ class _ScanByDefault(TyperGroup):
 
 
 data = typer.Typer(
-    cls=_ScanByDefault, no_args_is_help=True, subcommand_metavar="PATH...|RECIPE|mix|make", rich_markup_mode="rich",
-    help="What reading your text does to it: `data PATH...` scans it, `data mix` writes one mixed JSONL, `data make` a task's rows.",
+    cls=_ScanByDefault, no_args_is_help=True, subcommand_metavar="PATH...|RECIPE|mix|make|pairs", rich_markup_mode="rich",
+    help="What reading your text does to it: `data PATH...` scans it, `data mix` writes one mixed JSONL, `data make` a task's rows, "
+    "`data pairs` rows that rewrite plain words as a novel has them.",
 )  # fmt: skip
 app.add_typer(data, name="data")
 
@@ -331,6 +419,47 @@ def data_make(
         _print_json(made.as_json())
     else:
         show(made, _console())
+
+
+@data.command("pairs")
+def data_pairs(
+    novels: Annotated[list[str], typer.Argument(metavar="NOVEL...", help="Files and folders, as for `data scan`.")],
+    model: Annotated[str, typer.Option(help="The MODEL that paraphrases, as for `generate`: one with a chat template.")],
+    output: Annotated[Path, typer.Option(help="The .jsonl to write; what is there of it is gone on with.")],
+    count: Annotated[int | None, typer.Option(min=1, help="Stop at so many pairs; by default every passage is asked.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask so many passages at most.")] = None,
+    min_chars: Annotated[int, typer.Option(min=1, help="Shortest passage, in characters.")] = 40,
+    max_chars: Annotated[int, typer.Option(min=1, help="Longest passage, in characters.")] = 120,
+    instruction: Annotated[list[str] | None, typer.Option(help="How a row's question begins; may be given several times.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="How the model is asked to paraphrase, with {text} where the passage goes.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest tokens up to this share of probability.")] = 0.95,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of passages, and the draws.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Passages at once.")] = 16,
+    base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by the adapter.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output that is there, or an unfinished one of another call.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write rows that teach to rewrite plain words: a model paraphrases passages of a novel, which are the answers."""
+    from stylora.run import pairs as page
+    from stylora.run.show_pairs import show
+    from stylora.train.interruption import Interrupted
+
+    asking = page.Asking(
+        shortest=min_chars, longest=max_chars, instructions=tuple(instruction or page.INSTRUCTIONS),
+        prompt=page.PROMPT if prompt is None else prompt, sampling=_sampling(temperature=temperature, top_p=top_p, seed=seed),
+        base=base, batch_size=batch_size, trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    try:
+        told = page.make_pairs(model, novels, output, asking=asking, console=_console(as_json), count=count, limit=limit, force=force)
+    except Interrupted as stop:
+        _console(True).print("stopped: the same command goes on from here", highlight=False)
+        raise typer.Exit(stop.exit_code) from None
+    if as_json:
+        _print_json(told)
+    else:
+        show(told, _console())
 
 
 class _ListByDefault(TyperGroup):

@@ -9,6 +9,7 @@ it, through the command line in this process. Long ones are cut short: two steps
 from __future__ import annotations
 
 import argparse
+import io
 import re
 import shlex
 import shutil
@@ -47,11 +48,12 @@ PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = [page for page in PAGES if page.name != "README.zh-CN.md"]  # its blocks are those of README.md, as a test shows
 LARGE = "Qwen/Qwen3-8B"
 BEGINNING = 1500  # characters of a book that are enough for every command
+ROWS = 40  # of a file of conversations
 TWO_STEPS = ["train.max_steps=2", "train.eval_strategy=no", "train.save_strategy=no", "sampling.max_new_tokens=4"]
 EPOCHS = ["train.num_train_epochs=0.3", "train.eval_strategy=no", "sampling.max_new_tokens=4"]  # for runs that are extended
 SHORT = {  # what is put behind a command so that it does not take long; a later value replaces an earlier one
     "train": TWO_STEPS, "sweep": TWO_STEPS, "demo": TWO_STEPS, "generate": ["--max-new-tokens", "4"],
-    "evaluate": ["--max-new-tokens", "4"],
+    "evaluate": ["--max-new-tokens", "4"], "chat": ["--max-new-tokens", "4"],
 }  # fmt: skip
 SECTIONS: dict[str, type[BaseModel]] = {
     model.__name__: model for model in (Recipe, Stage, Data, Style, Cleaning, Objective, Kl, Adapter, Train, Task, Sampling)
@@ -113,6 +115,10 @@ def workplace(tmp_path, monkeypatch, token_cache) -> Path:
         copied.write_text(text, encoding="utf-8")
         if file.parent.name == "wuxia":
             (novels / file.name).write_text(text, encoding="gb18030")
+    for file in (ROOT / "examples").glob("*/*.jsonl"):
+        copied = tmp_path / file.relative_to(ROOT)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:ROWS]), encoding="utf-8")
     shutil.copy(tmp_path / "examples/modern/厨房笔记.txt", novels / "general.txt")
     (tmp_path / "temporary").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -160,8 +166,11 @@ def execute(words: list[str], patch: pytest.MonkeyPatch) -> None:
 def stylora(words: list[str], patch: pytest.MonkeyPatch) -> None:
     """`stylora WORDS`, cut short, in this process; it must end well."""
     words = [word.replace(LARGE, "tiny") for word in words]
+    if words[0] == "chat":
+        patch.setattr(sys, "stdin", io.StringIO("雨夜的渡口\n/exit\n"))
     if words[0] == "demo":
-        patch.setattr("stylora.run.demo.shipped_folder", Path.cwd)
+        for module in ("demo", "demo_all"):
+            patch.setattr(f"stylora.run.{module}.shipped_folder", Path.cwd)
     if words[:2] == ["data", "make"]:
         patch.setattr(sys, "argv", ["stylora", *words])
         with pytest.raises(SystemExit):
@@ -172,6 +181,8 @@ def stylora(words: list[str], patch: pytest.MonkeyPatch) -> None:
     short = EPOCHS if "output_dir=runs/longer" in words else SHORT.get(words[0], [])
     if words[0] == "train":  # later stages say by themselves how long they are
         short = [*short, *(f"stages.{number}.train.max_steps=2" for number in range(1, len(load_recipe(Path(words[1])).stages)))]
+    if "--all" in words:
+        short = [*short, *(f"{stage}.train.max_steps=2" for stage in ("align", "instruct", "unified")), "unified.task.rows=4"]
     patch.setattr(sys, "argv", ["stylora", *words, *short])
     with pytest.raises(SystemExit) as ended:
         cli.main()

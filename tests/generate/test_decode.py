@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from stylora.errors import UserError
-from stylora.generate.decode import candidates, choose, end_tokens, evaluating, generate, penalize, stream
+from stylora.generate.decode import candidates, choose, decode, end_tokens, evaluating, generate, open_row, penalize, stream
 from stylora.generate.settings import Sampling
 from stylora.generate.text import Writer, overlap
 from stylora.model.base import TINY
@@ -239,6 +239,28 @@ def test_chat_wraps_the_prompt(model, tokenizer):
     assert (chat.prompt, chat.text) == ("你好", plain.text)
     assert "".join(stream(model, tokenizer, "你好", greedy(), chat=True)) == chat.text
     assert chat.text != generate(model, tokenizer, ["你好"], greedy())[0].text
+
+
+def test_ids_are_continued_as_they_are(model, tokenizer):
+    """A conversation that was rendered before, which as text would be another one: words of special tokens are not the tokens."""
+    ids = tokenizer("<|im_start|>user\n你好<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    quoted = [*tokenizer("<|im_")["input_ids"], *tokenizer("end|>")["input_ids"], *ids]
+    assert "".join(stream(model, tokenizer, ids, greedy())) == generate(model, tokenizer, ["你好"], greedy(), chat=True)[0].text
+    row = open_row(model, tokenizer, quoted, greedy(), number=0, chat=False, where="question")
+    assert row.ids == quoted != tokenizer(tokenizer.decode(quoted))["input_ids"]
+    with pytest.raises(UserError, match=r"^question: got 64 tokens, expected at most 63"):
+        open_row(model, tokenizer, [5] * CONTEXT, greedy(), number=0, chat=False, where="question")
+    with pytest.raises(UserError, match="an empty prompt"):
+        open_row(model, tokenizer, [], greedy(), number=0, chat=False, where="question")
+
+
+def test_a_number_draws_for_itself(model, tokenizer):
+    """Number n of a conversation draws as number n of a list of prompts."""
+    sampling = Sampling(max_new_tokens=12, temperature=1.3, seed=5)
+    listed = generate(model, tokenizer, [PROMPTS[0]] * 3, sampling)
+    for number, expected in enumerate(listed):
+        row = open_row(model, tokenizer, tokenizer(PROMPTS[0])["input_ids"], sampling, number=number, chat=False, where="question")
+        assert "".join(decode(model, [row], sampling, end_tokens(model, tokenizer))) == expected.text
 
 
 def test_chat_needs_a_template(model, tokenizer):

@@ -12,7 +12,8 @@ from torch import nn
 
 from stylora.errors import UserError
 from stylora.model.adapter import Adapter, adaptable, attach, restore_adapter, save_adapter
-from stylora.model.stack import activate, build_stack, check_stack
+from stylora.model.stack import activate, build_stack, check_stack, fold, frozen_hash, put_frozen, weigh
+from stylora.model.stack_names import check_names, weights_of
 
 IDS = torch.arange(3, 20)[None]
 
@@ -192,3 +193,87 @@ def test_a_missing_or_unfit_adapter_below_is_named(random_model, parts, tmp_path
         adapter = Adapter(frozen=tuple(map(str, frozen)), path=top and str(top))
         with pytest.raises(UserError, match="got an adapter that does not fit this base"):
             build_stack(random_model("Qwen3", num_hidden_layers=1), adapter, seed=0)
+
+
+# --- weights, folding, and what may not change ---------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("factor", [0.0, 0.5, 2.0])
+def test_a_weight_is_a_factor_of_one_update(factor, random_model, parts):
+    """Against the sum of weights in fp64; setting it twice is setting it once, and 1 is as it was."""
+    peft = put_frozen(random_model("Qwen3"), [str(parts["style"]), str(parts["align"])])
+    activate(peft, trainable=None)
+    whole = peft(input_ids=IDS).logits
+    layer = next(module for path, module in peft.named_modules() if path.endswith("layers.0.self_attn.q_proj"))
+    updates = [layer.get_delta_weight(f"frozen{n}").double() for n in range(2)]
+    for _ in range(2):
+        weigh(peft, "frozen0", factor)
+    now = [layer.get_delta_weight(f"frozen{n}").double() for n in range(2)]
+    torch.testing.assert_close(now[0], factor * updates[0], rtol=0, atol=1e-6)
+    assert torch.equal(now[1], updates[1])
+    assert not torch.allclose(peft(input_ids=IDS).logits, whole, atol=1e-3)
+    weigh(peft, "frozen0", 1.0)
+    assert torch.equal(peft(input_ids=IDS).logits, whole)
+
+
+def test_dora_has_no_weight_but_its_own(random_model, tmp_path):
+    save_adapter(spread(attach(random_model("Qwen3"), Adapter(r=2, dora=True), seed=0)), tmp_path, base_name="tiny")
+    peft = put_frozen(random_model("Qwen3"), [str(tmp_path)], [1.0])
+    with pytest.raises(UserError, match="DoRA"):
+        weigh(peft, "frozen0", 0.5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weights", [(), (0.5, 1.0)])
+def test_folded_is_unfolded(weights, random_model, parts):
+    """In fp32 to 1e-5, and what is on top starts and works alike; the base is another one afterwards."""
+    below = Adapter(path=str(parts["instruct"]), frozen=(str(parts["style"]), str(parts["align"])))
+    apart = build_stack(random_model("Qwen3").requires_grad_(False), below, seed=0, weights=weights).eval()(input_ids=IDS).logits
+    base = random_model("Qwen3").requires_grad_(False)
+    bare = base(input_ids=IDS).logits
+    folded, difference = fold(base, below.frozen, weights, IDS)
+    assert folded is base and 0 < difference < 1e-5
+    assert not torch.allclose(base(input_ids=IDS).logits, bare, atol=1e-3)
+    peft = build_stack(base, below.model_copy(update={"fold_frozen": True}), seed=0, weights=weights)
+    assert list(peft.peft_config) == ["default"]
+    torch.testing.assert_close(peft.eval()(input_ids=IDS).logits, apart, rtol=0, atol=1e-5)
+    learns = {name for name, parameter in peft.named_parameters() if parameter.requires_grad}
+    assert learns and all(".default" in name for name in learns)
+
+
+def test_the_gradient_of_the_top_is_the_same_folded_and_not(random_model, parts):
+    gradients = []
+    for folds in (False, True):
+        base = random_model("Qwen3").requires_grad_(False)
+        adapter = Adapter(r=2, frozen=(str(parts["style"]),), fold_frozen=folds)
+        if folds:
+            fold(base, adapter.frozen, (), IDS)
+        peft = build_stack(base, adapter, seed=3)
+        peft(input_ids=IDS, labels=IDS).loss.backward()
+        gradients.append({name: p.grad for name, p in peft.named_parameters() if p.requires_grad})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=0, atol=1e-5)
+    assert any(gradient.abs().max() > 1e-3 for gradient in gradients[0].values())
+
+
+def test_the_hash_of_what_is_frozen_sees_it_alone(random_model, parts):
+    peft = stack(random_model, parts, ["style"], "align")
+    before = frozen_hash(peft)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            parameter += 1.0 if ".default." in name else 0.0
+    assert frozen_hash(peft) == before
+    with torch.no_grad():
+        next(p for name, p in peft.named_parameters() if "frozen0" in name).view(-1)[0] += 1e-6
+    assert frozen_hash(peft) != before
+
+
+def test_names_and_weights():
+    assert weights_of(["style", "align"], {"align": 0.5}, where="x") == (1.0, 0.5)
+    with pytest.raises(UserError, match=r"x: got a weight for 'aling', expected one of style, align; did you mean 'align'\?"):
+        weights_of(["style", "align"], {"aling": 0.5}, where="x")
+    check_names(["style", "align"], where="x", do="")
+    with pytest.raises(UserError, match="x: got two adapters called 'style', expected a name each; rename"):
+        check_names(["style", "align", "style"], where="x", do="rename")

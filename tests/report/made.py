@@ -86,3 +86,36 @@ def evaluation(*models: dict[str, Any], **changes: Any) -> dict[str, Any]:
     return {
         "settings": {"seed": 0}, "warnings": [], "voice": {"accuracy": 0.97, "passages": 700}, "models": [model("base", 6.0, 5.0), *models]
     } | changes  # fmt: skip
+
+
+def three_way(**changes: Any) -> dict[str, Any]:
+    """three_way.json: the base and the style run on, the stack follows and keeps most of the style."""
+    shares = {"base": (0.0, 0.1, None), "style": (0.0, 0.9, None), "stack": (0.97, 0.78, 0.85), "instruct": (0.95, 0.3, 0.25)}
+    names = {"base": "base", "style": "base + style", "stack": "base + style + instruct", "instruct": "base + instruct"}
+
+    def around(mean: float, low: float, high: float) -> dict[str, float]:
+        return {"mean": mean, "low": low, "high": high}
+
+    def answer(key: str, number: int) -> dict[str, Any]:
+        breach = "ran on" if key in ("base", "style") else None
+        return {"question": f"写一写：渡口 {number}", "kind": "describe", "expected": "话说那渡口。", "text": f"答 {key} {number}",
+                "stopped": breach is None, "breach": breach, "style_score": 0.5}  # fmt: skip
+
+    variants = [
+        {
+            "key": key, "name": names[key], "weights": [1.0, 1.0],
+            "follows": around(follows, max(0.0, follows - 0.07), min(1.0, follows + 0.03)),
+            "stops": around(follows, follows, follows), "style_score": around(score, score - 0.05, score + 0.05),
+            "style_kept": None if kept is None else around(kept, kept - 0.15, kept + 0.1), "breaches": {},
+            "held_out": {"loss": 3.4, "perplexity": around(30.0, 25.0, 36.0), "change": 0.0}, "distinct_2": 0.9, "distinct_4": 0.99,
+            "repeated": 0.02, "degenerate": 0.0, "length": 60.0, "kinds": {}, "answers": [answer(key, number) for number in range(3)],
+        }
+        for key, (follows, score, kept) in shares.items()
+    ]  # fmt: skip
+    return {
+        "settings": {
+            "questions": 18, "source": "held-out conversations of the stage instruct", "typical": 72, "style": "style",
+            "shape": {"lines": 1, "shortest": 31, "longest": 166, "endings": ["。", "！", "”"]},
+        },
+        "warnings": [], "voice": {"accuracy": 0.97, "passages": 700, "apart": True}, "variants": variants,
+    } | changes  # fmt: skip

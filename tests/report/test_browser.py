@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.report.browser import Browser, find_chromium
-from tests.report.made import HOSTILE, evaluation, model, stage, two_stages
+from tests.report.made import HOSTILE, evaluation, model, stage, three_way, two_stages
 
 from stylora.report.page import page
 
@@ -110,6 +110,23 @@ def test_a_pointer_is_told_the_figures_under_it(browser, report):
     browser.move(5, 5)
     assert browser.run("document.querySelector('#held_out_style .tip').hidden")
     quiet(browser, report)
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_stack_and_its_parts_render_quietly(browser, tmp_path, width):
+    """Bars are as long as their shares, and the answers to a question open at a click."""
+    path = tmp_path / "page.html"
+    path.write_text(page([stage(three_way=three_way())], title="x", language="en", version="0.1.0"), encoding="utf-8")
+    browser.open(path, width=width)
+    assert browser.run("document.documentElement.scrollWidth") == width
+    shares = browser.run("[...document.querySelectorAll('.three-way tbody tr:nth-child(3) .share')].map(one =>"
+                         " one.firstChild.getBoundingClientRect().width / one.getBoundingClientRect().width)")  # fmt: skip
+    assert shares == pytest.approx([0.97, 0.97, 0.78, 0.85], abs=0.01)
+    shown = "[...document.querySelectorAll('.three-way .text')].filter(one => one.checkVisibility()).length"
+    assert browser.run(shown) == 5
+    browser.run("document.querySelectorAll('.three-way summary')[1].click()")
+    assert browser.run(shown) == 10
+    quiet(browser, path)
 
 
 def test_a_comparison_renders_quietly(browser, tmp_path):

@@ -533,18 +533,19 @@ def test_another_adapter_or_task_is_another_model(tmp_path):
     (stage / "adapter").mkdir(parents=True)
     source = written_csv(tmp_path / "t.csv", table_rows())
 
-    def header(weights: bytes, task: str, packed: bool = False) -> dict[str, Any]:
+    def header(weights: bytes, task: str, packed: bool = False, behind: str = "") -> dict[str, Any]:
         (stage / "adapter/adapter_model.safetensors").write_bytes(weights)
         (stage / "task.json").write_text(task, encoding="utf-8")
-        entry = {"path": "adapter", "hash": page.adapter_hash(stage / "adapter")}
+        entry = {"name": "stage", "path": "adapter", "hash": page.adapter_hash(stage / "adapter")}
         described = {"base": {"name": "tiny", "fingerprint": {}, "load_in_4bit": packed}, "adapters": [entry]}
         (stage / "stack.json").write_text(json.dumps(described), encoding="utf-8")
-        return page._header(str(stage), source, "车型", Asking())
+        return page._header(f"{stage}{behind}", source, "车型", Asking())
 
+    others = ((b"2", "{}"), (b"1", "[]"), (b"1", "{}", True), (b"1", "{}", False, "@stage=0.5"))
     first = header(b"1", "{}")
     assert header(b"1", "{}") == first
-    differing = [{key for key in first if header(*given)[key] != first[key]} for given in ((b"2", "{}"), (b"1", "[]"), (b"1", "{}", True))]
-    assert differing == [{"adapters"}, {"task"}, {"load_in_4bit"}]
+    differing = [{key for key in first if header(*given)[key] != first[key]} for given in others]
+    assert differing == [{"adapters"}, {"task"}, {"load_in_4bit"}, {"adapters"}]
 
 
 def test_a_table_that_is_there_is_replaced_by_force_alone(ask, tmp_path):

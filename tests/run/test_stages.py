@@ -24,6 +24,7 @@ from stylora.model.adapter import Adapter
 from stylora.model.device import Device
 from stylora.model.tokenizer_file import TINY, hash_file
 from stylora.recipe.recipe import load_recipe, parse_recipe
+from stylora.run.folder import config_hash
 from stylora.run.measuring import Outcome
 from stylora.run.open import find_model, open_model
 from stylora.run.stages import alone, rate_warnings, train_stages
@@ -190,11 +191,16 @@ def test_stack_describes_every_adapter(finished):
     stacks = {stage: json.loads((finished.folder / stage / "stack.json").read_text(encoding="utf-8")) for stage in finished.outcomes}
     hashes = {stage: hash_file(finished.folder / stage / "adapter" / "adapter_model.safetensors") for stage in stacks}
     assert len(set(hashes.values())) == 3
-    own = {"name": "default", "path": "adapter", "role": "trained", "weight": 1.0}
-    assert stacks["style"]["adapters"] == [own | {"hash": hashes["style"]}]
-    assert stacks["align"]["adapters"] == [own | {"hash": hashes["align"]}]
-    below = {"name": "frozen0", "path": "../align/adapter", "role": "frozen", "weight": 1.0, "hash": hashes["align"]}
-    assert stacks["instruct"]["adapters"] == [below, own | {"hash": hashes["instruct"]}]
+    configs = {stage: config_hash(finished.folder / stage / "adapter") for stage in stacks}
+
+    def entry(stage: str, **told) -> dict:
+        return {"name": stage, "weight": 1.0, "hash": hashes[stage], "config_hash": configs[stage], **told}
+
+    own = {"path": "adapter", "role": "trained"}
+    assert stacks["style"]["adapters"] == [entry("style", **own)]
+    assert stacks["align"]["adapters"] == [entry("align", **own)]
+    below = entry("align", path="../align/adapter", role="frozen")
+    assert stacks["instruct"]["adapters"] == [below, entry("instruct", **own)]
     made = {stage: (stack["made_from"]["start"], stack["made_from"]["frozen"]) for stage, stack in stacks.items()}
     assert made == {"style": (None, []), "align": (hashes["style"], []), "instruct": (None, [hashes["align"]])}
 
@@ -348,7 +354,7 @@ def other_base(folder: Path) -> Path:
 def test_another_base_is_not_put_under_a_runs_adapter(finished, run, recipe_file, tmp_path, way):
     style = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))["stages"][0]
     adapter = str(finished.folder / "style" / "adapter")
-    style["adapter"] = {"path": adapter} if way == "path" else {"frozen": [adapter]}
+    style |= {"name": "top", "adapter": {"path": adapter} if way == "path" else {"frozen": [adapter]}}
     values = {"base": str(other_base(tmp_path / "base")), "stages": [style]}
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
     message = refusal(lambda: run(tmp_path / "x", file=tmp_path / "r.yaml"), finished.folder)
@@ -366,7 +372,7 @@ def test_a_stage_is_not_trained_into_its_parents_folder(finished, run, recipe_fi
     style = yaml.safe_load(recipe_file.read_text(encoding="utf-8"))["stages"][0]
     own = finished.folder / "style"
     for key, value in (("path", str(own / "adapter")), ("frozen", [str(own / "checkpoints/checkpoint-2")])):
-        values = {"stages": [style | {"adapter": {key: value}}]}
+        values = {"stages": [style | {"adapter": {key: value, **({"names": ["below"]} if key == "frozen" else {})}}]}
         (tmp_path / "r.yaml").write_text(yaml.safe_dump(values, allow_unicode=True), encoding="utf-8")
         message = refusal(lambda: run(finished.folder, file=tmp_path / "r.yaml", force=True), finished.folder)
         assert f"got the folder of adapter.{key} " in message and "so that nothing of it is replaced" in message
@@ -558,12 +564,12 @@ def plain_stack(*folders: Path) -> torch.Tensor:
 @torch.no_grad()
 def test_a_stage_on_another_opens_with_both(finished):
     both = plain_stack(finished.folder / "align/adapter", finished.folder / "instruct/adapter")
-    for name in (finished.folder, finished.folder / "instruct", finished.folder / "instruct/stack.json"):
+    for name in (finished.folder, *(finished.folder / "instruct" / place for place in ("", "stack.json", "adapter"))):
         opened = open_model(str(name), FP32)
         assert opened.model.active_adapters == ["frozen0", "default"] and opened.adapter == finished.folder / "instruct/adapter"
         assert not any(parameter.requires_grad for parameter in opened.model.parameters())
         torch.testing.assert_close(opened.model(input_ids=IDS).logits, both, rtol=0, atol=1e-5)
-    alone = open_model(str(finished.folder / "instruct/adapter"), FP32).model(input_ids=IDS).logits
+    alone = open_model(f"{finished.folder}/instruct@align=0", FP32).model(input_ids=IDS).logits
     torch.testing.assert_close(alone, plain_stack(finished.folder / "instruct/adapter"), rtol=0, atol=1e-5)
     below = open_model(str(finished.folder / "align"), FP32).model(input_ids=IDS).logits
     for one in (alone, below):

@@ -22,6 +22,7 @@ from stylora.model.adapter import attach
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel
 from stylora.model.settings import Adapter
+from stylora.model.stack import build_stack
 from stylora.samples.anchors import Kl
 from stylora.samples.clm import clm
 from stylora.samples.objective import with_anchors
@@ -80,7 +81,7 @@ def train(random_model, tokenizer, tmp_path_factory) -> Callable[..., Run]:
             warmup_steps=0, report_to=[], seed=7,
         )  # fmt: skip
         section = Train(**{**settings, **changes})
-        peft = attach(random_model("Qwen3"), Adapter(**{"r": 4, "alpha": 8, **(adapter or {})}), seed=section.seed)
+        peft = build_stack(random_model("Qwen3"), Adapter(**{"r": 4, "alpha": 8, **(adapter or {})}), seed=section.seed)
         before = {name: p.detach().clone() for name, p in peft.state_dict().items()}
         if poison:
             poison(peft)

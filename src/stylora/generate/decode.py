@@ -15,7 +15,7 @@ Knows models and tokenizers, no adapters, recipes or files.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -110,10 +110,11 @@ def generate(
 
 
 def stream(
-    model: Model, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling, *, chat: bool = False
+    model: Model, tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], sampling: Sampling, *, chat: bool = False
 ) -> Iterator[str]:
     """The continuation of one prompt as it comes, in whole characters; joined, it is the text of `generate([prompt])`.
 
+    prompt: a text, or ids, which are continued as they are
     The model is in eval mode until the stream ends or is closed. Raises as `generate` does, at the first text asked for.
     """
     row = open_row(model, tokenizer, prompt, sampling, number=0, chat=chat, where="prompt")
@@ -121,9 +122,13 @@ def stream(
 
 
 def open_row(
-    model: Model, tokenizer: PreTrainedTokenizerBase, prompt: str, sampling: Sampling, *, number: int, chat: bool, where: str
-) -> Row:
-    """Tokens of a prompt and how many may follow: max_new_tokens, or what the context leaves after the prompt if that is less."""
+    model: Model, tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], sampling: Sampling, *, number: int, chat: bool,
+    where: str,
+) -> Row:  # fmt: skip
+    """Tokens of a prompt and how many may follow: max_new_tokens, or what the context leaves after the prompt if that is less.
+
+    prompt: a text, or ids, which are continued as they are; number: of the prompt, which with the seed makes its draw
+    """
     if chat and tokenizer.chat_template is None:
         raise UserError("chat", got="a tokenizer without a chat template", expected="a model made for chat", do="leave chat off")
     ids = encode(tokenizer, prompt, chat)
@@ -148,7 +153,7 @@ def end_tokens(model: Model, tokenizer: PreTrainedTokenizerBase) -> frozenset[in
 
 
 @torch.inference_mode()
-def decode(model: Model, rows: Sequence[Row], sampling: Sampling, ends: frozenset[int]) -> Iterator[str]:
+def decode(model: Model, rows: Sequence[Row], sampling: Sampling, ends: frozenset[int]) -> Generator[str, None, None]:
     """Go on with all rows at once until each has stopped; yields the text that each row gains by each token.
 
     A row that has stopped stays in the batch, unread, until the last one has.

@@ -19,8 +19,13 @@ CONTEXT = 5  # tokens of the prompt that are decoded with the first ones of the 
 UNFINISHED = "\ufffd"  # what decoding leaves of a character whose bytes have not all come
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, prompt: str, chat: bool) -> list[int]:
-    """Token ids of a prompt as it stands, or as a user turn with the opening of the assistant's (`chat`, needs a chat template)."""
+def encode(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[int], chat: bool) -> list[int]:
+    """Token ids of a prompt as it stands, or as a user turn with the opening of the assistant's (`chat`, needs a chat template).
+
+    What is given as ids, as a conversation that its template wrote, stays as it is.
+    """
+    if not isinstance(prompt, str):
+        return list(prompt)
     if not chat:
         return tokenizer(prompt)["input_ids"]
     turns = [{"role": "user", "content": prompt}]

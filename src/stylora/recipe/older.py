@@ -2,6 +2,7 @@
 
     model / data / training                 style from novels: `span`, checkpoints in output_dir itself
     base_model / lora / training / data     chat on structured tasks: the adapter in output_dir/final
+    base_model_name, stage1_adapter_path    an instruct adapter on a frozen style adapter (older_stack.py): output_dir itself
 
 Each section may be missing, and a key of `training` or `lora` may stand alone; what nobody says is what the originals took, and is named.
 A step is per_device_train_batch_size x gradient_accumulation_steps x processes samples, as in transformers' `TrainingArguments`.
@@ -40,6 +41,8 @@ from .older_keys import (
     as_number,
     shown,
 )  # fmt: skip
+from .older_stack import KEYS as STACK_KEYS
+from .older_stack import STACK, is_stack, read_base, read_rows
 
 RANGE = re.compile(r"\s*[\d.]+\s*[-–~]\s*([\d.]+)\s*")  # 3-5
 
@@ -66,12 +69,15 @@ def is_older(values: dict[str, Any], name: str) -> bool:
         return False
     data = values.get("data")
     older_data = isinstance(data, dict) and not DATA.isdisjoint(data)
-    return older_data or bool({*sections} - {"data"}) or not BARE.isdisjoint(values)
+    return older_data or bool({*sections} - {"data"}) or not BARE.isdisjoint(values) or is_stack(values)
 
 
-def reaches_older(override: str) -> bool:
-    """Does the override mean a key of the older form? All others are carried out after the translation."""
-    section, _, key = override.partition("=")[0].partition(".")
+def reaches_older(override: str, values: dict[str, Any]) -> bool:
+    """Does the override mean a key of this recipe's older form? All others are carried out after the translation."""
+    name = override.partition("=")[0]
+    section, _, key = name.partition(".")
+    if is_stack(values) and name in STACK_KEYS:
+        return True
     return section in ("model", "base_model", "lora", "training") or (section == "data" and key in DATA)
 
 
@@ -82,17 +88,17 @@ def translate(values: dict[str, Any], *, name: str, processes: int) -> Translati
     Raises UserError for unknown keys, values that cannot be, and what has no counterpart here.
     """
     keys = Keys(name, values)
-    original = CHAT if {"base_model", "lora"} & values.keys() else STYLE
-    _base(keys, original)
+    original = STACK if is_stack(values) else CHAT if {"base_model", "lora"} & values.keys() else STYLE
+    (read_base if original is STACK else _base)(keys, original)
     _output(keys, original)
     _adapter(keys, original)
     length = _length(keys, original)
-    (_chat if original is CHAT else _novels)(keys, length)
+    (read_rows if original is STACK else _chat if original is CHAT else _novels)(keys, length)
     _objective(keys, original)
     _step(keys, original, length, processes)
     _train(keys, original)
     _rest(keys)
-    return Translation(values=keys.recipe | {"stages": [keys.stage]}, lines=keys.lines, called=keys.called)
+    return Translation(values=keys.recipe | {"stages": [{"name": original.stage, **keys.stage}]}, lines=keys.lines, called=keys.called)
 
 
 def renamed_lines(values: dict[str, Any]) -> list[str]:
@@ -169,7 +175,8 @@ def _adapter(keys: Keys, original: Original) -> None:
         elif found := keys.take(*names):
             keys.lines.append(f"{found[0]} {shown(found[1])}: no meaning here, the adapter in {path} has its own")
     for key, right in {"bias": "none", "task_type": "CAUSAL_LM"}.items():
-        found = keys.take(f"lora.{key}", f"model.{key}", f"model.lora_{key}")
+        alone = (key, f"lora_{key}") if original is STACK else ()
+        found = keys.take(f"lora.{key}", f"model.{key}", f"model.lora_{key}", *alone)
         if found and found[1] != right:
             raise keys.wrong(*found, f"{right}, the only one there is", do="remove it")
         if found:
@@ -178,8 +185,9 @@ def _adapter(keys: Keys, original: Original) -> None:
 
 def _length(keys: Keys, original: Original) -> int:
     """max_length, which stood in several places: tokens of a window, or the longest conversation."""
-    new = "data.max_length" if original is CHAT else "data.window"
-    was, length = keys.number(("data.max_length", "training.max_length", "model.max_length", "max_length"), original.max_length)
+    new = "data.window" if original is STYLE else "data.max_length"
+    names = ("data.max_length", "training.max_length", "model.max_length", "max_length", "max_seq_length")
+    was, length = keys.number(names, original.max_length)
     assert length is not None
     keys.put(new, length, f"{was} {length} -> {new} {length}" if was else f"{new} {length}{UNSAID}", was=was)
     return length

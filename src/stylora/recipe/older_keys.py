@@ -18,8 +18,9 @@ ADAPTER = {
     "r": ("model.lora_r", "lora.r", "lora.lora_r", "lora_r"),
     "alpha": ("model.lora_alpha", "lora.lora_alpha", "lora.alpha", "lora_alpha"),
     "dropout": ("model.lora_dropout", "lora.lora_dropout", "lora.dropout", "lora_dropout"),
-    "targets": ("model.lora_target_modules", "model.target_modules", "lora.target_modules", "lora.lora_target_modules"),
-}
+    "targets": ("model.lora_target_modules", "model.target_modules", "lora.target_modules", "lora.lora_target_modules",
+                "lora_target_modules", "target_modules"),
+}  # fmt: skip
 """adapter's key -> what it was called"""
 RENAMED = {
     "warmup_ratio": "warmup_steps", "evaluation_strategy": "eval_strategy", "bf16": "precision", "fp16": "precision",
@@ -39,7 +40,8 @@ IDLE = {
     **dict.fromkeys(
         ["ddp_find_unused_parameters", "ddp_backend", "ddp_timeout", "local_rank", "device_map", "no_cuda", "use_cpu"],
         "devices and processes are found at start"),
-    **dict.fromkeys(["kl_schedule", "kl_min", "kl_max"], "no original ever read it"),
+    **dict.fromkeys(["kl_schedule", "kl_min", "kl_max", "eos_loss_weight"], "no original ever read it"),
+    "max_samples": "all rows are used; data.fraction takes a share of them",
     **dict.fromkeys(["torch_dtype", "tf32", "fp16_opt_level", "half_precision_backend", "fp16_full_eval", "bf16_full_eval"],
                     "precision says it all"),
     **dict.fromkeys(
@@ -54,7 +56,7 @@ ROWS = (".jsonl", ".json", ".parquet")  # in a data_dir: what scripts made of th
 @dataclass(frozen=True, kw_only=True)
 class Original:
     """What an original took where its file said nothing. base, output_dir, layout: of the recipe; max_length: tokens of a sample;
-    batch, accumulation: of the step; adapter, train: of these sections"""
+    batch, accumulation: of the step; adapter, train: of these sections; stage: its name"""
 
     base: str
     output_dir: str
@@ -64,6 +66,7 @@ class Original:
     accumulation: int
     adapter: dict[str, Any]
     train: dict[str, Any]
+    stage: str = "style"
 
 
 STYLE = Original(

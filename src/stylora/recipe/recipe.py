@@ -11,13 +11,14 @@
         continue: style              # stages.py: what a stage takes over from another
         objective: {kl: {...}}       # samples/anchors.py
 
-Read from YAML with overrides `a.b=c`; unknown keys are errors. Relative paths are taken from the working folder, as everywhere else.
-Recipes in older forms are translated first (older.py).
+Read from YAML, or JSON by the file's suffix, with overrides `a.b=c`; unknown keys are errors. Relative paths are taken from the working
+folder, as everywhere else. Recipes in older forms are translated first (older.py).
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from .stages import inherit, stage_number
 
 FORMS = re.compile(r"(function-|constrained-|union$|int$|float$|str$|(list|dict|tuple|literal)\[)")
 """What pydantic puts into an error's place for the forms a field may have; no part of the key."""
+SUFFIXES = (".yaml", ".yml", ".json")
 SAMPLES_PER_STEP = re.compile(r"(stages\.0\.)?train\.samples_per_step=")
 
 
@@ -152,25 +154,39 @@ def load_recipe_told(path: Path, overrides: Sequence[str] = (), *, processes: in
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises UserError naming file and line."""
+    """The mapping in a YAML file, or a JSON file. Raises UserError naming file and line."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [], n=1)
+        there = [p.name for p in path.parent.iterdir() if p.suffix.lower() in SUFFIXES] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, there, n=1)
         do = f"did you mean {near[0]}?" if near else "`stylora init FOLDER` writes one"
         raise UserError(str(path), got="no such file", expected="a recipe in YAML", do=do) from None
     except (UnicodeDecodeError, IsADirectoryError, PermissionError) as error:
         raise UserError(str(path), got=type(error).__name__, expected="a readable recipe in UTF-8 YAML") from error
+    values = _parse_json(text, path) if path.suffix.lower() == ".json" else _parse_yaml(text, path)
+    if not isinstance(values, dict):
+        raise UserError(str(path), got=type(values).__name__, expected="a mapping with `stages`")
+    return values
+
+
+def _parse_yaml(text: str, path: Path) -> Any:
     try:
-        values = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         problem = getattr(error, "problem", None) or "broken YAML"
         raise UserError(where, got=problem, expected="valid YAML", do="check the indentation") from error
-    if not isinstance(values, dict):
-        raise UserError(str(path), got=type(values).__name__, expected="a mapping with `stages`")
-    return values
+
+
+def _parse_json(text: str, path: Path) -> Any:
+    """As JSON: YAML would read its 5e-5 as text, and refuse its tabs."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        problem = f"broken JSON at column {error.colno} ({error.msg[0].lower()}{error.msg[1:]})"
+        raise UserError(f"{path}:{error.lineno}", got=problem, expected="valid JSON", do="check commas and quotes there") from error
 
 
 def parse_recipe(values: dict[str, Any], overrides: Sequence[str], *, name: str, processes: int = 1) -> Recipe:
@@ -183,9 +199,10 @@ def _parse(values: dict[str, Any], overrides: Sequence[str], *, name: str, proce
     lines: list[str] = []
     called: dict[str, str] = {}
     if is_older(values, name):
-        for override in filter(reaches_older, overrides):
+        reaching = [override for override in overrides if reaches_older(override, values)]
+        overrides = [override for override in overrides if override not in reaching]
+        for override in reaching:
             _override(values, override, older=True)
-        overrides = [override for override in overrides if not reaches_older(override)]
         older = translate(values, name=name, processes=processes)
         values, lines, called = older.values, older.lines, older.called
         size = called.get("stages[0].train.samples_per_step")

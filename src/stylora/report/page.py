@@ -25,6 +25,7 @@ from .panels import panels
 from .plot import pointed, to_svg
 from .reading import comparison, ends, reading
 from .stage import Stage
+from .three_way import compared as compared_parts
 from .told import data_rows, differences, environment_rows, flat, unlike_held_out
 from .words import LANGUAGES, STATES, Said, Text, both, part_name, word
 
@@ -50,7 +51,7 @@ def page(stages: Sequence[Stage], *, title: str, language: str, version: str, co
         parts=list(parts.items()), parts_by_name=parts,
         plots=[(panel, Markup(to_svg(panel)), legend(panel)) for panel in plots],
         pointers=embedded({panel.key: pointed(panel) for panel in plots}), stretches=STRETCHES,
-        samples=samples(found, compared=compared), measured=together(found),
+        samples=samples(found, compared=compared), measured=together(found), three_way=compared_parts(found),
         data=alike(found, [data_rows(track.stage) for track in found]), rejects=SHOWN_REJECTS, unlike=unlike_held_out(stages),
         asked=[(track, list(flat(track.stage.asked))) for track in found], differing=differences(found),
         environments=alike(found, [list(environment_rows(track.stage)) for track in found]), states=STATES,

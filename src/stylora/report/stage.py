@@ -34,7 +34,7 @@ class Stage:
     state, step, steps: as `stylora runs` tells them; when: of the last change, as ISO 8601; seconds: of training since its last start
     scores: names of `eval/` figures that are a task's metrics and no losses
     rows: of metrics.jsonl; held_out: lines of held_out.jsonl; samples: (step, prompt -> continuation) of samples.jsonl
-    evaluation: evaluation.json; environment: environment.json; rejects: lines of rejects.jsonl
+    evaluation: evaluation.json; three_way: three_way.json; environment: environment.json; rejects: lines of rejects.jsonl
     recipe: the resolved recipe; asked: what it sets otherwise than by default; recipe_text: as YAML
     metric, more_is_better: what chose the adapter that was kept, `eval/style`; None where that is the last one
     spike_factor: what counts as a spike, in medians; beta: weight of the KL, 0 without
@@ -56,6 +56,7 @@ class Stage:
     held_out: Sequence[Mapping[str, Any]] = ()
     samples: Sequence[tuple[int, Mapping[str, str]]] = ()
     evaluation: Mapping[str, Any] | None = None
+    three_way: Mapping[str, Any] | None = None
     environment: Mapping[str, Any] = field(default_factory=dict)
     rejects: Sequence[Mapping[str, Any]] = ()
     recipe: Mapping[str, Any] = field(default_factory=dict)

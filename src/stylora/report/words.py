@@ -139,6 +139,38 @@ WORDS = {
     "voice": Said("The style classifier is right on {} of {} held-out passages.", "风格分类器在 {1} 段留出文本上的正确率为 {0}。"),
     "generated": Said("On text that the models wrote", "模型生成的文本"),
     "its_samples": Said("Texts and their figures", "各文本及其指标"),
+    # three_way.json
+    "three_way": Said("The stack and its parts", "叠加与各部分的对比"),
+    "variant": Said("variant", "变体"),
+    "variant_base": Said("base", "基座"),
+    "variant_style": Said("style only", "仅风格"),
+    "variant_stack": Said("style and instructions", "风格＋指令"),
+    "variant_instruct": Said("instructions only", "仅指令"),
+    "follows": Said("follows", "遵循格式"),
+    "stops": Said("stops", "自行停止"),
+    "in_style": Said("in style", "风格分"),
+    "style_kept": Said("of style's gain", "保留的风格增益"),
+    "answer_perplexity": Said("answers, perplexity", "回答困惑度"),
+    "three_way_asked": Said(
+        "{} questions ({}), the same for every variant, from the same draws.", "{} 个问题（{}），各变体相同，抽样相同。"
+    ),
+    "three_way_shape": Said(
+        "An answer follows where it has the form of the training answers: lines at most {}, characters {} to {}, nothing of the template, "
+        "and it stopped by itself.",
+        "符合训练回答的形式即为遵循：不超过 {} 行，{} 到 {} 个字符，不含模板文字，且自行停止。",
+    ),
+    "three_way_endings": Said("It ends with one of {}", "结尾为以下字符之一：{}"),
+    "three_way_style": Said(
+        "Style is scored on answers cut to {} characters: otherwise length alone would decide.",
+        "风格分在截取至 {} 个字符的回答上计算，否则长度本身就会左右结果。",
+    ),
+    "expected": Said("the answer in the data", "数据中的回答"),
+    "answers_shown": Said("Answers side by side", "回答对照"),
+    "breach_ran_on": Said("ran on", "未停止"),
+    "breach_template": Said("text of the template", "含模板文字"),
+    "breach_lines": Said("too many lines", "行数过多"),
+    "breach_length": Said("of another length", "长度不符"),
+    "breach_ending": Said("ends otherwise", "结尾不符"),
     # data and settings
     "held_out": Said("held out", "留出"),
     "held_out_is": Said(

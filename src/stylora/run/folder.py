@@ -7,8 +7,8 @@
     samples.jsonl      the fixed prompts, continued at every evaluation
     rejects.jsonl      rows of conversations that could not be used, where there are any
     checkpoints/       checkpoint-N: adapter, optimizer, scheduler, generators, manifest
-    evaluation.json    what `stylora evaluate` measured, of the adapter that is there
-    adapter/           the adapter in plain PEFT format, the tokenizer beside it
+    evaluation.json    what `stylora evaluate` measured, of the adapter that is there; three_way.json with --three-way
+    adapter/           the adapter in plain PEFT format, the tokenizer beside it; adapter_info.json where it lies on others
     stack.json         base and adapters with their hashes: what generate opens; written last, so it marks a finished stage
     .lock              held while a process trains here
 
@@ -41,7 +41,7 @@ from stylora.recipe.recipe import Recipe, Stage
 from stylora.samples.settings import Data, as_list
 from stylora.train.checkpoint import NAME
 
-LOCK, EVALUATION = ".lock", "evaluation.json"
+LOCK, EVALUATION, THREE_WAY, ADAPTER_INFO = ".lock", "evaluation.json", "three_way.json", "adapter_info.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,20 +314,39 @@ def write_stack(
 ) -> None:
     """Describe base and adapters, bottom to top, how far the last was trained and what it was made from (`made_from`); whoever opens the
     stage checks it against these hashes."""
-    (stage.path / EVALUATION).unlink(missing_ok=True)  # it measured an adapter that is no more
-    (described,) = recipe.stages
-    names = stack_names(described)
-    weights = weights_of(names[:-1], described.adapter.weights, where="adapter.weights")
-    below = zip(described.adapter.frozen, names, weights, made["frozen"], strict=False)  # names has one more, of the top
-    frozen = [_entry(stage, Path(path), "frozen", name, weight, hash) for path, name, weight, hash in below]
-    adapter = _entry(stage, stage.adapter, "trained", names[-1], 1.0, adapter_hash(stage.adapter))
+    for measured in (EVALUATION, THREE_WAY):
+        (stage.path / measured).unlink(missing_ok=True)  # it was of an adapter that is no more
+    frozen = frozen_entries(stage.path, recipe.stages[0], made)
+    top = _entry(stage.path, stage.adapter, "trained", recipe.stages[0].name, 1.0, adapter_hash(stage.adapter))
     base = {"name": recipe.base, "fingerprint": base_fingerprint, "load_in_4bit": recipe.load_in_4bit}
     epochs = recipe.stages[0].train.num_train_epochs
-    write_json(stage.stack, {"base": base, "adapters": [*frozen, adapter], "steps": steps, "num_train_epochs": epochs, "made_from": made})
+    write_json(stage.stack, {"base": base, "adapters": [*frozen, top], "steps": steps, "num_train_epochs": epochs, "made_from": made})
 
 
-def _entry(stage: StageFolder, folder: Path, role: str, name: str, weight: float, hash: str) -> dict[str, Any]:
-    there, here = folder.resolve(), stage.path.resolve()
+def write_adapter_info(folder: Path, stage: StageFolder, recipe: Recipe, *, made: dict[str, Any]) -> None:
+    """Beside an adapter that lies on others: what it needs below, from bottom to top, by paths from where it will lie.
+
+    Plain PEFT opens such an adapter without a word, and without what it was trained on. folder: where it is being written
+    """
+    below = frozen_entries(stage.adapter, recipe.stages[0], made)
+    if below:
+        how = "stylora opens this folder with the adapters below it; plain PEFT needs every one of them loaded and active"
+        write_json(folder / ADAPTER_INFO, {
+            "base_model": recipe.base, "style_adapter": below[-1]["path"], "instruct_adapter": ".", "below": below, "usage": how,
+        })  # fmt: skip
+
+
+def frozen_entries(start: Path, described: Stage, made: dict[str, Any]) -> list[dict[str, Any]]:
+    """The adapters below a stage's own, as stack.json has them. start: the folder that paths begin in"""
+    adapter = described.adapter
+    names = stack_names(described)[:-1]
+    weights = weights_of(names, adapter.weights, where="adapter.weights")
+    below = zip(adapter.frozen, names, weights, made["frozen"], strict=True)
+    return [_entry(start, Path(path), "frozen", name, weight, hash) for path, name, weight, hash in below]
+
+
+def _entry(start: Path, folder: Path, role: str, name: str, weight: float, hash: str) -> dict[str, Any]:
+    there, here = folder.resolve(), start.resolve()
     path = (there if there.drive != here.drive else Path(os.path.relpath(there, here))).as_posix()  # no way leads from drive to drive
     return {"name": name, "path": path, "role": role, "weight": weight, "hash": hash, "config_hash": config_hash(folder)}
 
@@ -355,7 +374,12 @@ def adapter_name(folder: str) -> str:
 
 
 def config_hash(folder: Path) -> str:
-    """Hash of what an adapter_config.json says of the adapter itself; where its base lies may change."""
+    """Hash of what an adapter_config.json says of the adapter itself; where its base lies may change.
+
+    Raises UserError where there is none.
+    """
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(str(folder), got="no adapter_config.json", expected="a PEFT adapter", do="name a run's adapter/ folder")
     config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     told = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision", "inference_mode")}
     return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()

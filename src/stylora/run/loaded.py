@@ -1,6 +1,6 @@
 """A base that stays in memory while the stack on it changes: for a chat, a server, a notebook.
 
-    loaded = LoadedModel("runs/wuxia/instruct", choose_device())
+    loaded = LoadedModel("runs/wuxia/instruct")
     loaded.weigh("style", 0.5)                 # half as much of one adapter
     loaded.swap("runs/letters/instruct")       # another stack; what both have in common is not read again
     with loaded.bare(): ...                    # the base alone, for as long as this lasts
@@ -10,32 +10,33 @@ A stack that is refused leaves the one that is there, with its weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from peft import PeftModel
 from transformers import PreTrainedModel
 
 from stylora.errors import UserError
 from stylora.model.adapter import check_linear, load_adapter, strip
-from stylora.model.base import Base, load_base
-from stylora.model.device import Device
+from stylora.model.base import Base, base_path, fingerprint, load_base
+from stylora.model.device import Device, choose_device
 from stylora.model.reference import as_reference
 from stylora.model.stack import activate, weigh
 from stylora.model.stack_names import weights_of
 
-from .folder import adapter_hash
-from .open import Found, Layer, check_fingerprint, find_model
+from .folder import adapter_hash, config_hash
+from .open import Found, Layer, check_fingerprint, find_model, read_object
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
-    """An adapter in memory. called: by PEFT; hash: of its file when it was read"""
+    """An adapter in memory. called: by PEFT; file: where it was read, with the hashes of its weights and its configuration then"""
 
     layer: Layer
     called: str
-    hash: str
+    file: tuple[Path, str, str]
 
 
 class LoadedModel:
@@ -45,15 +46,20 @@ class LoadedModel:
     """
 
     def __init__(
-        self, name: str, device: Device, *, base: str | None = None, trust_remote_code: bool = False, force: bool = False
+        self, name: str, device: Device | None = None, *, base: str | None = None, trust_remote_code: bool = False, force: bool = False
     ) -> None:
-        """Raises what `open_model` raises."""
+        """device: by default the best there is; the rest as for `open_model`, which also says what is raised.
+
+        Only plain LoRA adapters are taken: what writes into the base's own weights can't be taken off again.
+        """
         found = find_model(name, base=base, force=force)
         self.base: Base = load_base(
-            found.base, device, trust_remote_code=trust_remote_code, load_in_4bit=found.load_in_4bit, where=found.where
+            found.base, device or choose_device(), trust_remote_code=trust_remote_code, load_in_4bit=found.load_in_4bit, where=found.where
         )
         self.found = Found(name=found.base, base=found.base, load_in_4bit=found.load_in_4bit)
         self.forced: tuple[str, ...] = ()
+        self._given = base
+        self._fingerprint = fingerprint(self.base)  # adapters rename the base's parameters
         self._peft: PeftModel | None = None
         self._adapters: tuple[_Loaded, ...] = ()
         self._number = 0
@@ -74,18 +80,23 @@ class LoadedModel:
 
         Raises UserError, and leaves everything as it was, where it can't be opened or belongs to another base.
         """
-        found = find_model(name, force=force)
+        found = find_model(name, base=self._given, force=force)
         if found.load_in_4bit != self.found.load_in_4bit:
             packed = ("a base in 4 bits", "a base in whole weights")
             raise UserError(name, got=packed[not found.load_in_4bit], expected=packed[found.load_in_4bit], do="open it by itself")
         self._put(found)
 
     def weigh(self, name: str, weight: float) -> None:
-        """Set the factor of one adapter's update. Raises UserError for a name that none has, and for an adapter that can't be weighted."""
+        """Set the factor of one adapter's update, in memory. Raises UserError for a name that none has, and for an adapter that can't be
+        weighted."""
         weights_of(list(self.weights), {name: weight}, where=self.found.name)
-        self._put(replace(self.found, layers=tuple(
-            replace(layer, weight=weight) if layer.name == name else layer for layer in self.found.layers
-        )))  # fmt: skip
+        (chosen,) = [each for each in self._adapters if each.layer.name == name]
+        assert self._peft is not None
+        weigh(self._peft, chosen.called, weight)
+        self._adapters = tuple(
+            replace(each, layer=replace(each.layer, weight=weight)) if each is chosen else each for each in self._adapters
+        )
+        self.found = replace(self.found, layers=tuple(each.layer for each in self._adapters), weighted=True)
 
     @contextmanager
     def bare(self) -> Iterator[PreTrainedModel]:
@@ -97,40 +108,72 @@ class LoadedModel:
             yield self.base.model
 
     def _put(self, found: Found) -> None:
-        forced = check_fingerprint(self.base, found)
-        kept = {(each.layer.folder, each.hash): each for each in self._adapters}
-        there = self._peft
-        now: list[_Loaded] = []
-        try:
-            for layer in found.layers:
-                hash = adapter_hash(layer.folder)
-                old = kept.get((layer.folder, hash))
-                if old is None:
-                    self._number += 1
-                    old = _Loaded(layer=layer, called=f"adapter{self._number}", hash=hash)
-                    self._peft = load_adapter(self.model, layer.folder, name=old.called)
-                assert self._peft is not None
-                if layer.weight != 1:
-                    check_linear([self._peft.peft_config[old.called]])
-                now.append(replace(old, layer=layer))
-        except UserError:
-            self._take_off({each.called for each in self._adapters}, there)
-            raise
-        self._adapters = tuple(now)
-        self._take_off({each.called for each in now}, self._peft)
-        for each in now:
-            assert self._peft is not None
-            weigh(self._peft, each.called, each.layer.weight)
+        forced = self._check_base(found)
+        with ExitStack() as undo:  # whatever ends it: a refusal, no more memory, Ctrl-C
+            undo.callback(self._keep, self._peft, self._adapters)
+            now = self._read(found.layers)
+            undo.pop_all()
+        self._keep(self._peft, now)
         self.found, self.forced = found, forced
-        self.model.eval()
 
-    def _take_off(self, keep: set[str], peft: PeftModel | None) -> None:
-        """Only the adapters in `keep` stay; the bare base where there are none. peft: that holds them"""
-        if not keep or peft is None:
+    def _check_base(self, found: Found) -> tuple[str, ...]:
+        """What was forced. Raises UserError for a MODEL of another base than the one in memory, unless forced."""
+        forced = check_fingerprint(self.base, found, self._fingerprint)
+        if found.fingerprint is not None or Path(base_path(found.base)).resolve() == Path(self.base.path).resolve():
+            return forced
+        if not found.force or not found.layers:
+            expected = f"{self.base.name}, which is in memory"
+            raise UserError(found.name, got=f"the base {found.base}", expected=expected, do="open it by itself")
+        return (*forced, f"{self.base.name}: in place of {found.base}")
+
+    def _read(self, layers: Sequence[Layer]) -> tuple[_Loaded, ...]:
+        """An adapter in memory for each layer: one that is there already, else read from its file."""
+        now: list[_Loaded] = []
+        for layer in layers:
+            file = (layer.folder.resolve(), adapter_hash(layer.folder), config_hash(layer.folder))
+            taken = {each.called for each in now}
+            old = next((each for each in self._adapters if each.file == file and each.called not in taken), None)
+            now.append(self._load(layer, file) if old is None else replace(old, layer=layer))
+            if layer.weight != 1:
+                assert self._peft is not None
+                check_linear([self._peft.peft_config[now[-1].called]])
+        return tuple(now)
+
+    def _load(self, layer: Layer, file: tuple[Path, str, str]) -> _Loaded:
+        _check_removable(layer.folder)
+        self._number += 1
+        loaded = _Loaded(layer=layer, called=f"adapter{self._number}", file=file)
+        self._peft = load_adapter(self.model, layer.folder, name=loaded.called)
+        return loaded
+
+    def _keep(self, peft: PeftModel | None, adapters: tuple[_Loaded, ...]) -> None:
+        """Only these adapters stay, in this order and with their weights; the bare base where there are none. peft: that holds them"""
+        names = [each.called for each in adapters]
+        if peft is None or not names:
             strip(self.base.model)
             self._peft = None
-            return
-        for name in [name for name in peft.peft_config if name not in keep]:
-            peft.delete_adapter(name)
-        self._peft = peft
-        activate(peft, trainable=None)
+        else:
+            self._peft = peft
+            peft.set_adapter(names[-1])  # the one whose configuration PEFT asks for must not be one that goes
+            for name in [name for name in peft.peft_config if name not in names]:
+                peft.delete_adapter(name)
+            for name in names:  # updates are added in this order, as in a model opened anew
+                peft.peft_config[name] = peft.peft_config.pop(name)
+            activate(peft, trainable=None)
+            for each in adapters:
+                weigh(peft, each.called, each.layer.weight)
+        self._adapters = adapters
+        self.model.eval()
+
+
+def _check_removable(folder: Path) -> None:
+    """Raises UserError for an adapter that would leave something behind in the base when it is taken off."""
+    config, reason = read_object(folder / "adapter_config.json"), None
+    if config.get("peft_type") != "LORA":
+        reason = f"an adapter of type {config.get('peft_type')}"
+    elif config.get("bias", "none") != "none":
+        reason = "an adapter that changes biases of the base"
+    elif config.get("modules_to_save") or config.get("trainable_token_indices"):
+        reason = "an adapter that replaces whole weights beside LoRA"
+    if reason is not None:
+        raise UserError(str(folder), got=reason, expected="plain LoRA, which can be taken off the base again")

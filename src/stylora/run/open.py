@@ -10,6 +10,7 @@ comes of it. Finding a model loads nothing, so that several of them can be check
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import load_recipe
 from stylora.train.checkpoint import MANIFEST
 
-from .folder import adapter_file, adapter_hash, adapter_name, config_hash, parent_stage, stack_names
+from .folder import ADAPTER_INFO, adapter_file, adapter_hash, adapter_name, config_hash, frozen_entries, parent_stage
 
 WEIGHTS = re.compile(r"@([^@=,]+=[^@=,]+(?:,[^@=,]+=[^@=,]+)*)$")
 
@@ -129,7 +130,9 @@ def _with_weights(name: str) -> tuple[str, dict[str, float]]:
         try:
             weights[called.strip()] = float(text)
         except ValueError:
-            raise UserError(name, got=f"{text!r} as a weight", expected="a number, as in @style=0.5") from None
+            weights[called.strip()] = math.nan
+        if not math.isfinite(weights[called.strip()]):
+            raise UserError(name, got=f"{text!r} as a weight", expected="a number, as in @style=0.5")
     return name[: found.start()], weights
 
 
@@ -168,10 +171,15 @@ def put_on(base: Base, found: Found) -> Opened:
     return Opened(base=base, model=model.eval(), adapter=found.adapter, forced=forced)
 
 
-def check_fingerprint(base: Base, found: Found) -> tuple[str, ...]:
-    """What was forced, the base itself included. Raises UserError for a base that MODEL was not trained on, unless forced."""
-    ours = fingerprint(base) if found.fingerprint is not None else {}
-    if found.fingerprint is None or same_base(ours, found.fingerprint):
+def check_fingerprint(base: Base, found: Found, ours: dict[str, Any] | None = None) -> tuple[str, ...]:
+    """What was forced, the base itself included. ours: the base's fingerprint, taken before it had adapters; None where it has none yet
+
+    Raises UserError for a base that MODEL was not trained on, unless forced.
+    """
+    if found.fingerprint is None:
+        return found.forced
+    ours = fingerprint(base) if ours is None else ours
+    if same_base(ours, found.fingerprint):
         return found.forced
     if not found.force:
         do = "open its adapter/ folder, with --base, to use it anyway, or use --force"
@@ -210,21 +218,17 @@ def _called(folder: Path) -> str:
 
 
 def _below(path: Path, force: bool) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
-    """(The frozen adapters that a checkpoint was trained on, without which it is another model, and what was forced); none for other
-    folders. Raises UserError where one of them is not what it was, unless forced."""
+    """(The frozen adapters that an adapter was trained on, without which it is another model, and what was forced); none for one by itself.
+
+    Raises UserError where one of them is not there or not what it was, unless forced.
+    """
+    if (path / ADAPTER_INFO).is_file():
+        return _read_entries(path, read_object(path / ADAPTER_INFO).get("below", []), force)  # the original script's has no such key
     stage = parent_stage(path) if (path / MANIFEST).is_file() else None
     if stage is None:
         return (), ()
-    (described,) = load_recipe(stage.recipe).stages
-    names = stack_names(described)[:-1]
-    weights = weights_of(names, described.adapter.weights, where=str(stage.recipe))
-    hashes = read_object(path / MANIFEST).get("frozen", [])
-    layers = [
-        Layer(name=name, folder=Path(folder), weight=weight)
-        for name, folder, weight in zip(names, described.adapter.frozen, weights, strict=True)
-    ]
-    forced = [_check_hash(layer.folder, expected, None, force) for layer, expected in zip(layers, hashes, strict=True)]
-    return tuple(layers), tuple(filter(None, forced))
+    entries = frozen_entries(path, load_recipe(stage.recipe).stages[0], {"frozen": read_object(path / MANIFEST).get("frozen", [])})
+    return _read_entries(path, [{**entry, "config_hash": None} for entry in entries], force)
 
 
 def _find_stack(path: Path) -> Path | None:
@@ -240,18 +244,19 @@ def _find_stack(path: Path) -> Path | None:
 
 def _read_stack(name: str, stack: Path, base: str | None, force: bool) -> Found:
     described = read_object(stack)
-    entries = described["adapters"]
-    layers = [
-        Layer(name=entry["name"], folder=stack.parent / entry["path"], weight=float(entry.get("weight", 1.0))) for entry in entries
-    ]
-    forced = [
-        _check_hash(layer.folder, entry["hash"], entry.get("config_hash"), force) for layer, entry in zip(layers, entries, strict=True)
-    ]
+    layers, forced = _read_entries(stack.parent, described["adapters"], force)
     return Found(
-        name=name, base=base or described["base"]["name"], layers=tuple(layers), stack=stack,
-        fingerprint=described["base"]["fingerprint"], load_in_4bit=described["base"].get("load_in_4bit", False),
-        forced=tuple(filter(None, forced)),
+        name=name, base=base or described["base"]["name"], layers=layers, stack=stack,
+        fingerprint=described["base"]["fingerprint"], load_in_4bit=described["base"].get("load_in_4bit", False), forced=forced,
     )  # fmt: skip
+
+
+def _read_entries(start: Path, entries: Sequence[dict[str, Any]], force: bool) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
+    """Adapters as stack.json has them, and what of them is not as it was but forced. start: the folder that their paths begin in"""
+    layers = [Layer(name=entry["name"], folder=start / entry["path"], weight=float(entry.get("weight", 1.0))) for entry in entries]
+    both = zip(layers, entries, strict=True)
+    checked = [_check_hash(layer.folder, entry["hash"], entry.get("config_hash"), force) for layer, entry in both]
+    return tuple(layers), tuple(filter(None, checked))
 
 
 def read_object(path: Path) -> dict[str, Any]:

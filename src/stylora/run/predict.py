@@ -10,13 +10,11 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
 from rich.console import Console
 
 from stylora.errors import UserError
@@ -26,7 +24,7 @@ from stylora.train.interruption import Interruption
 from .folder import adapter_hash
 from .open import find_model
 from .prediction_files import NOTHING, Outcome, Table, read_table, write_table
-from .prediction_log import append, open_log
+from .prediction_log import alone, append, open_log
 from .show_prediction import progress
 from .task import TASK
 
@@ -84,7 +82,7 @@ def predict(
     partial = output.with_name(output.name + ".partial")
     _check(source, output, partial, asking, force)
     table = read_table(source, column, limit=limit)
-    with _alone(output):
+    with alone(output):
         header = _header(model, source, column, asking)
         run = _Run(partial, table, open_log(partial, header, force=force)[: len(table.rows)], asking.batch_size)
         there = len(run.outcomes)
@@ -114,27 +112,13 @@ def _check(source: Path, output: Path, partial: Path, asking: Asking, force: boo
         raise UserError("--output", got=f"{output}, which is there already", expected="a new file", do="give --force to replace it")
 
 
-@contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    lock = FileLock(output.with_name(output.name + ".lock"))
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise UserError(str(output), got="a table that another process is writing", expected="one at a time") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
-
-
 def _header(model: str, source: Path, column: str, asking: Asking) -> dict[str, Any]:
     """All that the answers depend on, so far as it is known without loading anything."""
     found = find_model(model, base=asking.base)
     settings = asdict(asking)
     for name in ("base", "batch_size", "trust_remote_code"):
         del settings[name]
-    adapters = [adapter_hash(folder) for folder in found.adapters]
+    adapters = [[adapter_hash(layer.folder), layer.weight] for layer in found.layers]
     task = None if found.stack is None else found.stack.parent / TASK
     return {
         "base": found.base, "load_in_4bit": found.load_in_4bit, "adapters": adapters,

@@ -5,14 +5,18 @@
     {"prediction": "Moto                                    <- a kill cut it off: this line is dropped, and its row answered again
 
 The header says what the outcomes depend on. Another header is refused: half a table of one model and half of another would be neither's.
+`stylora data pairs` keeps its passages in the same way (`open_rows`, `append_rows`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from stylora.errors import UserError
 
@@ -20,38 +24,63 @@ from .folder import write_text
 from .prediction_files import Outcome
 
 MARK = {"stylora": "predict"}
-FINGERPRINTS = ("adapters", "task", "input")  # told as changed: nobody reads a hash
+FINGERPRINTS = ("adapters", "task", "input", "text")  # told as changed: nobody reads a hash
 FORCE = "give --force to begin anew"
 
 
 def open_log(path: Path, header: Mapping[str, Any], *, force: bool) -> list[Outcome]:
-    """The outcomes that lie there; the file ends behind the last whole one from now on. Begins it where there is none.
+    """The outcomes that lie there; see `open_rows`."""
+    return [Outcome(**row) for row in open_rows(path, {**MARK, **header}, Outcome._fields, force=force)]
 
+
+def append(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Write them behind the others, out of this process' hands."""
+    append_rows(path, (outcome._asdict() for outcome in outcomes))
+
+
+def open_rows(path: Path, ours: Mapping[str, Any], keys: Collection[str], *, force: bool) -> list[dict[str, Any]]:
+    """The rows that lie there; the file ends behind the last whole one from now on. Begins it where there is none.
+
+    ours: the header, whose `stylora` names the command; keys: of every row
     force: begins it as well in place of a file that is none, or whose header differs; otherwise that raises UserError. With the same header
     it goes on, so that an interrupted command with --force can be given again as it was.
     """
-    ours = {**MARK, **header}
     if not path.exists() or (force and _first(path) != ours):
         write_text(path, _line(ours))
         return []
     with path.open("rb+") as file:
         theirs = _object(file.readline())
-        if theirs is None or not MARK.items() <= theirs.items():
+        if theirs is None or theirs.get("stylora") != ours["stylora"]:
             raise UserError(str(path), got="a file that is no unfinished table", expected="none, or one of this command", do=FORCE)
         _check(path, theirs, ours)
-        found: list[Outcome] = []
+        found: list[dict[str, Any]] = []
         end = file.tell()
-        while (row := _object(file.readline())) is not None and set(row) == set(Outcome._fields):
-            found.append(Outcome(**row))
+        while (row := _object(file.readline())) is not None and set(row) == set(keys):
+            found.append(row)
             end = file.tell()
         file.truncate(end)
     return found
 
 
-def append(path: Path, outcomes: Iterable[Outcome]) -> None:
+def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write them behind the others, out of this process' hands."""
     with path.open("a", encoding="utf-8", newline="") as file:
-        file.writelines(_line(outcome._asdict()) for outcome in outcomes)
+        file.writelines(map(_line, rows))
+
+
+@contextmanager
+def alone(output: Path) -> Iterator[None]:
+    """Keep other processes from writing `output`. Raises UserError where one does."""
+    lock = FileLock(output.with_name(output.name + ".lock"))
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise UserError(str(output), got="a table that another process is writing", expected="one at a time") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
 
 
 def _line(value: Mapping[str, Any]) -> str:

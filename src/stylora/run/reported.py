@@ -107,7 +107,7 @@ def read_stage(run: Run) -> Stage:
         run=readable(_run_name(run)), name=readable(run.stage), state=run.state, step=run.step, steps=run.steps,
         when=datetime.fromtimestamp(run.when).astimezone().isoformat(timespec="seconds"), seconds=runtimes[-1] if runtimes else None,
         base=readable(run.recipe.base) if run.recipe else "?", scores=scores, rows=rows, held_out=held_out,
-        samples=_samples(read_rows(path / "samples.jsonl", troubles)), evaluation=evaluation or None,
+        samples=_samples(read_rows(path / "samples.jsonl", troubles)), evaluation=evaluation or None, three_way=_three_way(path, troubles),
         environment=read_object(path / "environment.json", troubles), rejects=_rejects(path / "rejects.jsonl", troubles),
         recipe={**{key: value for key, value in recipe.items() if key != "stages"}, **recipe["stages"][0]} if recipe else {},
         asked=_asked(run), recipe_text=yaml.safe_dump(recipe, allow_unicode=True, sort_keys=False) if recipe else "",
@@ -115,6 +115,18 @@ def read_stage(run: Run) -> Stage:
         spike_factor=stage.train.loss_spike_factor if stage is not None else 2.0, beta=kl.beta if kl is not None else 0.0,
         origin=find_origin(run, rows, held_out, evaluation), troubles=troubles,
     )  # fmt: skip
+
+
+def _three_way(path: Path, troubles: list[str]) -> dict[str, Any] | None:
+    """three_way.json, where it measured the adapters that stack.json names: trained again or further, they are others."""
+    told, stack = read_object(path / "three_way.json", troubles), read_object(path / "stack.json", [])
+    measured = _hashes(told.get("settings"))
+    return told if measured and measured == _hashes(stack) else None
+
+
+def _hashes(described: Any) -> list[Any]:
+    adapters = described.get("adapters") if isinstance(described, dict) else None
+    return [each.get("hash") for each in adapters if isinstance(each, dict)] if isinstance(adapters, list) else []
 
 
 def _asked(run: Run) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from stylora.recipe.recipe import Recipe
 
-from .folder import EVALUATION, LOCK, StageFolder, check_room, claim_stage, keep_recipe, locked, made_from
+from .folder import EVALUATION, LOCK, THREE_WAY, StageFolder, check_room, claim_stage, keep_recipe, locked, made_from
 from .grid import Point
 from .runs import size_of
 from .stages import alone
 
-ITS_OWN = ("recipe.yaml", LOCK, EVALUATION, "report.html", "*.tmp", "*.part")
+ITS_OWN = ("recipe.yaml", LOCK, EVALUATION, THREE_WAY, "report.html", "*.tmp", "*.part")
 """what is not copied: it names the folder it lies in, or is not finished"""
 
 

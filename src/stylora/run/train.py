@@ -61,6 +61,7 @@ from .folder import (
     publish,
     run_folder,
     stack_names,
+    write_adapter_info,
     write_json,
     write_stack,
     write_text,
@@ -232,7 +233,7 @@ def run_stage(
     recipe: Recipe, folder: StageFolder, state: str, prepared: Prepared, console: Console, interruption: Interruption
 ) -> Outcome:
     """Make or open the folder, train from the beginning or the last sound checkpoint, leave adapter and stack.json."""
-    stage, base = recipe.stages[0], prepared.base
+    stage = recipe.stages[0]
     trainable, total = count_parameters(prepared.peft_model)
     steps = prepared.steps
     console.print(
@@ -265,7 +266,7 @@ def run_stage(
     if rank() == 0:
         if isinstance(prepared.data, ChatData):
             write_task(folder.path, learned_task(stage, prepared, folder))
-        publish(folder, lambda part: save_all(prepared.peft_model, base, part))
+        publish(folder, lambda part: save_all(prepared, folder, recipe, part))
         write_stack(folder, recipe, base_fingerprint=prepared.base_fingerprint, steps=outcome.steps, made=prepared.made)
     wait_for_all()
     outcome.read()
@@ -315,10 +316,11 @@ def make_trainer(
     return trainer
 
 
-def save_all(peft_model: PeftModel, base: Base, folder: Path) -> None:
-    """The adapter, and the tokenizer beside it."""
-    save_adapter(peft_model, folder, base_name=base.path)
-    base.tokenizer.save_pretrained(str(folder))
+def save_all(prepared: Prepared, stage: StageFolder, recipe: Recipe, folder: Path) -> None:
+    """The adapter, what it lies on, and the tokenizer beside it."""
+    save_adapter(prepared.peft_model, folder, base_name=prepared.base.path)
+    write_adapter_info(folder, stage, recipe, made=prepared.made)
+    prepared.base.tokenizer.save_pretrained(str(folder))
 
 
 def computed(stage: Stage, prepared: Prepared) -> Computed:
