@@ -4,7 +4,8 @@ One step of every contender is the same: the same windows, forward, backward, Ad
 frozen one has 16), every token but the first predicted, no gradient checkpointing. Measured on a random model of Qwen2.5-0.5B dimensions
 with 4 layers at V = 151 936, and on the bundled base. All of them run `Steps` and `ForestModel`, as `stylora train` does.
 
-`--tables FILE` measures nothing: it writes what docs/benchmarks.md and docs/stacks.md quote from a result.
+`--tables FILE` measures nothing: it writes what docs/benchmarks.md and docs/stacks.md quote from a result, and what the latter quotes from
+`stylora evaluate --three-way`.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ from . import kl, style
 from .report import ROOT, Json, Measure, PeakMemory, answer, apart, row, take_turns, with_tables
 
 PAGES = [ROOT / "docs/benchmarks.md", ROOT / "docs/stacks.md"]
+THREE_WAY = ROOT / "benchmarks/results/three-way.json"
 BELOW, ABOVE = Adapter(r=16, alpha=32), Adapter(r=64, alpha=128)
 CONTENDERS = {"single": "the adapter alone", "stack": "on a frozen one", "folded": "on a frozen one, folded into the base"}
-FULL = (replace(kl.QWEN, naive=(), steps=2), replace(kl.TINY, steps=4))
+FULL = (replace(kl.QWEN, naive=()), replace(kl.TINY, steps=2))
 QUICK = tuple(replace(each, window=128, rounds=1, steps=1) for each in FULL)
 
 
@@ -51,8 +53,9 @@ def run(options: argparse.Namespace) -> Json:
     if not options.tables.is_file():
         raise UserError("--tables", got=str(options.tables), expected="a result of this comparison", do="make one with --out")
     result = json.loads(options.tables.read_text(encoding="utf-8"))
-    for page in PAGES:
-        page.write_text(with_tables(page.read_text(encoding="utf-8"), tables(result)), encoding="utf-8")
+    both = tables(result), tables(result) | parts(json.loads(THREE_WAY.read_text(encoding="utf-8")))
+    for page, told in zip(PAGES, both, strict=True):
+        page.write_text(with_tables(page.read_text(encoding="utf-8"), told), encoding="utf-8")
     return {name: result[name] for name in ("settings", "rows", "ratios", "notes")}
 
 
@@ -160,6 +163,20 @@ def tables(result: Json) -> dict[str, str]:
         f"{result['versions']['torch']}, {'`--quick`' if result['quick'] else 'the full setting'}."
     )
     return {"STACK": "\n".join([*lines, "", reading])}
+
+
+def parts(result: Json) -> dict[str, str]:
+    """Marker -> the table of the three-way test. result: three_way.json"""
+    lines = ["| | follows | stops | style score | style gain kept | perplexity of the reference answers |", "|---" * 6 + "|"]
+    for each in result["variants"]:
+        cells = [_share(each[key]) for key in ("follows", "stops", "style_score", "style_kept")]
+        perplexity = each["held_out"]["perplexity"]
+        lines.append(f"| {each['name']} | {' | '.join(cells)} | {perplexity:.0f} |")
+    return {"THREE": "\n".join(lines)}
+
+
+def _share(found: Json | None) -> str:
+    return "" if found is None else f"{found['mean']:.0%} ({found['low']:.0%} to {found['high']:.0%})"
 
 
 if __name__ == "__main__":

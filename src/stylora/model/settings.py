@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
+from pydantic import BaseModel, Field, FiniteFloat, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 OF_STACK = {"path", "frozen", "names", "weights", "fold_frozen"}
 """keys that say what an adapter goes on with and lies on; the others are its own shape"""
@@ -30,7 +30,7 @@ class Adapter(BaseModel, frozen=True, extra="forbid"):
     path: str | None = None
     frozen: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
-    weights: dict[str, float] = {}
+    weights: dict[str, FiniteFloat] = {}
     fold_frozen: bool = False
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)

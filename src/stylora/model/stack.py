@@ -24,7 +24,9 @@ from transformers import PreTrainedModel
 from stylora.errors import UserError
 
 from .adapter import attach, check_linear, load_adapter
+from .proofs import TOLERANCE
 from .settings import Adapter
+from .stack_names import check_dora
 
 TOP = "default"
 
@@ -45,7 +47,10 @@ def build_stack(model: PreTrainedModel, adapter: Adapter, *, seed: int, weights:
     if adapter.path is None:
         adapted = attach(adapted, adapter, seed=seed)
     else:
-        adapted = _load_lora(adapted, Path(adapter.path), trainable=True)
+        adapted = _load_lora(adapted, Path(adapter.path), trainable=True, stacked=bool(adapter.frozen))
+    top = adapted.peft_config[TOP]
+    if adapter.frozen and isinstance(top, LoraConfig):
+        check_dora(top.use_dora, folded=adapter.fold_frozen, dropout=top.lora_dropout)
     activate(adapted, trainable=TOP)
     return adapted
 
@@ -65,6 +70,7 @@ def fold(model: PreTrainedModel, folders: Sequence[str], weights: Sequence[float
     """The base with saved adapters added to its weights, W + sum_k w_k * dW_k in its own dtype, and how far that moved the logits of `ids`.
 
     ids: int64 [1, T]; the difference is the largest of all, of rounding alone: about 1e-6 in fp32, 1e-1 in bf16
+    Raises UserError where it is more: an embedding that is also the head can't take an update that the head does not have.
     """
     stacked = put_frozen(model, folders, weights)
     assert isinstance(stacked, PeftModel)
@@ -73,11 +79,18 @@ def fold(model: PreTrainedModel, folders: Sequence[str], weights: Sequence[float
     folded = stacked.merge_and_unload(safe_merge=True)  # type: ignore[operator]  # a method, behind nn.Module's attributes
     assert not any(isinstance(module, LoraLayer) for module in folded.modules())
     together = folded.requires_grad_(False).eval()(input_ids=ids, use_cache=False).logits
-    return folded, float((together - apart).abs().max())
+    difference = float((together - apart).abs().max())
+    if not difference <= TOLERANCE[folded.dtype] * float(apart.std()):
+        raise UserError(
+            "adapter.fold_frozen", got=f"adapters that make another model folded: its logits differ by {difference:.2g}",
+            expected="the same up to rounding", do="fold nothing; an embedding that is also the head can't be folded into",
+        )  # fmt: skip
+    return folded, difference
 
 
-def _load_lora(model: PreTrainedModel | PeftModel, folder: Path, *, trainable: bool = False, name: str = TOP) -> PeftModel:
-    stacked = isinstance(model, PeftModel) or not trainable
+def _load_lora(
+    model: PreTrainedModel | PeftModel, folder: Path, *, trainable: bool = False, stacked: bool = True, name: str = TOP
+) -> PeftModel:
     adapted = load_adapter(model, folder, trainable=trainable, name=name)
     config, reason = adapted.peft_config[name], None
     if not isinstance(config, LoraConfig):

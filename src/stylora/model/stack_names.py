@@ -16,6 +16,19 @@ def weights_of(names: Sequence[str], weights: Mapping[str, float], *, where: str
     return tuple(weights.get(name, 1.0) for name in names)
 
 
+def check_dora(dora: bool, *, folded: bool, dropout: float) -> None:
+    """Raises UserError for a DoRA adapter on others that would be trained as another model than it is opened as.
+
+    It divides by the length of W_base + dW, of which folding makes another one; and it scales what lies below, but not under dropout.
+    """
+    if dora and folded:
+        raise UserError("adapter.fold_frozen", got="true, under a DoRA adapter", expected="the base whose length it divides by",
+                        do="fold nothing, or use plain LoRA")  # fmt: skip
+    if dora and dropout:
+        raise UserError("adapter.dropout", got=f"{dropout:g}, of a DoRA adapter on others", expected="0, for it scales what lies below",
+                        do="set dropout: 0, or use plain LoRA")  # fmt: skip
+
+
 def check_names(names: Iterable[str], *, where: str, do: str) -> None:
     """Raises UserError for two adapters of one name: a weight or a switch would not know which of them is meant."""
     seen: set[str] = set()

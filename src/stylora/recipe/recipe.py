@@ -31,6 +31,7 @@ from stylora.errors import UserError, did_you_mean
 from stylora.evaluate.task_settings import Task
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
+from stylora.model.stack_names import check_dora
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
 from stylora.train.settings import Train
@@ -93,6 +94,13 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
                 "adapter.fold_frozen", got="true, with kl.reference: base", expected="the base itself, which is gone once they are folded",
                 do="set kl.reference: frozen, or fold nothing",
             )  # fmt: skip
+        return self
+
+    @model_validator(mode="after")
+    def dora_on_others(self) -> Stage:
+        """What is trained has to be what is opened."""
+        if self.adapter.frozen or self.on:
+            check_dora(self.adapter.dora, folded=self.adapter.fold_frozen, dropout=self.adapter.dropout)
         return self
 
     @model_validator(mode="after")

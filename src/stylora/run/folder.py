@@ -194,8 +194,10 @@ def comparable(recipe: Recipe) -> dict[str, Any]:
     values["stages"][0] |= {"prompts": None, "sampling": None}
     values["stages"][0]["train"] |= dict.fromkeys(NEUTRAL) | {"greater_is_better": better}
     adapter = values["stages"][0]["adapter"]
+    names, weights = adapter["names"] or [*map(adapter_name, adapter["frozen"])], adapter["weights"]
+    adapter["weights"] = [weights.get(name, 1.0) for name in names]  # of each in its place: what they are called changes nothing
     adapter["frozen"] = [PurePath(path).parts[-2:] for path in adapter["frozen"]]
-    adapter["names"] = None  # what they are called changes nothing; `weights` count by name, and are compared
+    adapter["names"] = None
     if "path" in adapter and adapter["path"] is not None:
         adapter["path"] = "/".join(PurePath(adapter["path"]).parts[-2:])
     return values
@@ -380,7 +382,7 @@ def config_hash(folder: Path) -> str:
     """
     if not (folder / "adapter_config.json").is_file():
         raise UserError(str(folder), got="no adapter_config.json", expected="a PEFT adapter", do="name a run's adapter/ folder")
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    config = read_object(folder / "adapter_config.json")
     told = {key: value for key, value in config.items() if key not in ("base_model_name_or_path", "revision", "inference_mode")}
     return blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=16).hexdigest()
 
@@ -397,6 +399,17 @@ def adapter_file(folder: Path) -> Path | None:
     """The adapter's weights; None where there are none."""
     names = ("adapter_model.safetensors", "adapter_model.bin")
     return next((path for path in (folder / name for name in names) if path.is_file()), None)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A stack.json, checkpoint.json or adapter_config.json. Raises UserError for one that a power cut or an editor left broken."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(str(path), got="broken JSON", expected="what training wrote there", do="train it again") from error
+    if not isinstance(found, dict):
+        raise UserError(str(path), got=f"a JSON {type(found).__name__}", expected="what training wrote there", do="train it again")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:

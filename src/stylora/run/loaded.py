@@ -26,8 +26,8 @@ from stylora.model.reference import as_reference
 from stylora.model.stack import activate, weigh
 from stylora.model.stack_names import weights_of
 
-from .folder import adapter_hash, config_hash
-from .open import Found, Layer, check_fingerprint, find_model, read_object
+from .folder import adapter_hash, config_hash, read_object
+from .open import Found, Layer, check_fingerprint, find_model
 
 
 @dataclass(frozen=True, kw_only=True)

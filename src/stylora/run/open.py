@@ -29,7 +29,7 @@ from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import load_recipe
 from stylora.train.checkpoint import MANIFEST
 
-from .folder import ADAPTER_INFO, adapter_file, adapter_hash, adapter_name, config_hash, frozen_entries, parent_stage
+from .folder import ADAPTER_INFO, adapter_file, adapter_hash, adapter_name, config_hash, frozen_entries, parent_stage, read_object
 
 WEIGHTS = re.compile(r"@([^@=,]+=[^@=,]+(?:,[^@=,]+=[^@=,]+)*)$")
 
@@ -141,7 +141,9 @@ def _find(name: str, path: Path, place: str, base: str | None, force: bool) -> F
     if stack is not None:
         return _read_stack(name, stack, base, force)
     if (path / "adapter_config.json").is_file():
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        config = read_object(path / "adapter_config.json")
+        if base is None and not config.get("base_model_name_or_path"):
+            raise UserError(str(path), got="an adapter that names no base", expected="the base it was trained on", do="give it with --base")
         stage = parent_stage(path)
         layers, forced = _below(path, force)
         return Found(
@@ -244,11 +246,22 @@ def _find_stack(path: Path) -> Path | None:
 
 def _read_stack(name: str, stack: Path, base: str | None, force: bool) -> Found:
     described = read_object(stack)
-    layers, forced = _read_entries(stack.parent, described["adapters"], force)
-    return Found(
-        name=name, base=base or described["base"]["name"], layers=layers, stack=stack,
-        fingerprint=described["base"]["fingerprint"], load_in_4bit=described["base"].get("load_in_4bit", False), forced=forced,
-    )  # fmt: skip
+    with _as_written(stack):
+        theirs = described["base"]
+        layers, forced = _read_entries(stack.parent, described["adapters"], force)
+        return Found(
+            name=name, base=base or theirs["name"], layers=layers, stack=stack, fingerprint=theirs["fingerprint"],
+            load_in_4bit=theirs.get("load_in_4bit", False), forced=forced,
+        )  # fmt: skip
+
+
+@contextmanager
+def _as_written(path: Path) -> Iterator[None]:
+    """Raises UserError where a key that training wrote is not there any more."""
+    try:
+        yield
+    except (KeyError, TypeError) as error:
+        raise UserError(str(path), got=f"no {error}", expected="what training wrote there", do="train it again") from error
 
 
 def _read_entries(start: Path, entries: Sequence[dict[str, Any]], force: bool) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
@@ -257,14 +270,6 @@ def _read_entries(start: Path, entries: Sequence[dict[str, Any]], force: bool) -
     both = zip(layers, entries, strict=True)
     checked = [_check_hash(layer.folder, entry["hash"], entry.get("config_hash"), force) for layer, entry in both]
     return tuple(layers), tuple(filter(None, checked))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A stack.json or checkpoint.json. Raises UserError for one that a power cut or an editor left broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(str(path), got="broken JSON", expected="what training wrote there", do="train it again") from error
 
 
 def _check_hash(folder: Path, expected: str, config: str | None, force: bool = False) -> str | None:

@@ -84,7 +84,7 @@ def variant_figures(each: Measured, asked: Asked, base: HeldOut | None, kept: In
     return {
         "key": each.variant.key, "name": each.variant.name, "weights": list(each.variant.weights),
         **{key: None if values is None else interval(values, seed=seed).as_json() for key, values in columns.items()},
-        "breaches": None if breaches is None else {name: breaches.count(name) / len(breaches) for name in sorted(filter(None, {*breaches}))},
+        "breaches": None if breaches is None else {why: breaches.count(why) / len(breaches) for why in sorted({*breaches}, key=str) if why},
         "style_kept": None if kept is None else kept.as_json(),
         "held_out": None if each.held_out is None or base is None else loss_figures(each.held_out, base, seed),
         "distinct_2": number(distinct([squeeze(text)[: asked.typical] for text in texts], 2)),

@@ -23,8 +23,8 @@ from stylora.model.base import same_base
 from stylora.model.reference import as_reference
 from stylora.model.stack import TOP, frozen_name, weigh
 
-from .folder import adapter_hash, parent_stage
-from .open import Found, Layer, find_model, read_object
+from .folder import adapter_hash, parent_stage, read_object
+from .open import Found, Layer, find_model
 
 
 @dataclass(frozen=True, kw_only=True)
