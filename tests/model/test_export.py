@@ -249,6 +249,9 @@ def test_what_has_no_weights_to_add_is_refused(random_model):
     peft = get_peft_model(random_model("Qwen3"), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2))
     with pytest.raises(UserError, match="type PROMPT_TUNING"):
         merge(peft)
+    biased = get_peft_model(random_model("Qwen3"), LoraConfig(r=2, lora_bias=True, target_modules=["o_proj"], task_type="CAUSAL_LM"))
+    with pytest.raises(UserError, match="lora_bias.*on layers of the base that have none"):
+        merge(biased)
 
 
 # ---------------------------------------------------------------------------------------------------------------- compared

@@ -242,6 +242,23 @@ def test_folded_is_unfolded(weights, random_model, parts):
     assert learns and all(".default" in name for name in learns)
 
 
+def test_an_embedding_that_is_also_the_head_is_not_folded_into(random_model, parts):
+    """The head would take the update too: logits would be those of another model."""
+    base = random_model("Qwen3", tie_word_embeddings=True).requires_grad_(False)
+    with pytest.raises(UserError, match="an embedding that is also the head"):
+        fold(base, (str(parts["instruct"]),), (), IDS)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"fold_frozen": True}, "under a DoRA adapter"), ({}, "of a DoRA adapter on others")])
+def test_dora_on_others_is_trained_as_it_is_opened_or_not_at_all(options, message, random_model, parts, tmp_path):
+    """Folded it divides by another length; under dropout it leaves unscaled what lies below. Also one that was saved elsewhere."""
+    saved = attach(random_model("Qwen3"), Adapter(r=2, dora=True, dropout=0.1), seed=0)
+    save_adapter(saved, tmp_path / "dora", base_name="tiny")
+    base, below = random_model("Qwen3").requires_grad_(False), (str(parts["style"]),)
+    with pytest.raises(UserError, match=message):
+        build_stack(base, Adapter(path=str(tmp_path / "dora"), frozen=below, **options), seed=0)
+
+
 def test_the_gradient_of_the_top_is_the_same_folded_and_not(random_model, parts):
     gradients = []
     for folds in (False, True):

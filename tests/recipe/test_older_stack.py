@@ -176,6 +176,8 @@ def test_mistakes_are_named_by_the_users_key():
     assert "stage2_config.json: max_seq_length: got 'long', expected a whole number" in refused(CONFIG | {"max_seq_length": "long"})
     assert "stage2_config.json: dataset_path: got nothing" in refused(without("dataset_path"))
     assert "stage2_config.json: lora_r: got 0" in refused(CONFIG | {"lora_r": 0})
+    both = refused(CONFIG | {"eval_dataset_path": "held.jsonl", "val_ratio": 0.1})
+    assert "val_ratio: got 0.1, expected nothing beside eval_dataset_path" in both
 
 
 def test_both_forms_at_once():

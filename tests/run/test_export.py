@@ -213,6 +213,9 @@ def test_the_card_says_what_is_known_and_no_paths(write, stages):
     assert "| style | style | 6.500 | 5.250 |" in text
     assert "| perplexity, style | 12.50 | 12.50 |" in text and "| style score | 0.750 | 0.750 |" in text
     assert "weights:\n      style: 0.7" in text and "samples_per_step: 8" in text
+    assert "| `stylora evaluate` | this model |" in text
+    _, folder = write("svd", rank=2, model=str(run / "instruct"))
+    assert "| `stylora evaluate` | the adapters, before they were shrunk |" in card_of(folder)[1]
 
 
 def test_figures_of_another_weight_are_not_claimed(write, stages):
@@ -262,6 +265,8 @@ def test_an_export_is_replaced_when_forced_and_nothing_else_ever_is(write, tmp_p
         with pytest.raises(UserError, match="files that are no export"):
             write("concat", to=mine, force=force)
     assert everything(mine) == {"novel.txt": b"x"}
+    with pytest.raises(UserError, match="--to: got .*which can't be made .*expected a folder that can be written to"):
+        write("concat", to=mine / "novel.txt" / "in")
 
 
 def test_a_folder_with_the_stack_in_it_is_not_replaced(write, stages, tmp_path):

@@ -18,7 +18,7 @@ from stylora.model.adapter import adapter_weight
 from stylora.model.device import Device
 from stylora.recipe.recipe import parse_recipe, read_yaml
 from stylora.run.folder import adapter_hash, adapter_name
-from stylora.run.open import find_model, open_model
+from stylora.run.open import check_adapter, find_model, open_model
 from stylora.run.stages import train_stages
 
 FP32 = Device(device=torch.device("cpu"), dtype=torch.float32, why="test")
@@ -95,6 +95,8 @@ def test_weights_behind_the_name(trained):
     [
         ("@styel=0.5", r"got a weight for 'styel', expected one of style, instruct; did you mean 'style'\?"),
         ("@style=half", r"got 'half' as a weight, expected a number"),
+        ("@style=0.5,style=1", "got two weights for 'style'"),
+        ("@style", r"got 'style' behind @, expected names and weights"),
     ],
 )  # fmt: skip
 def test_weights_of_nothing(behind, message, trained):
@@ -138,6 +140,51 @@ def test_an_edited_configuration_is_another_adapter(copied):
     with pytest.raises(UserError, match="got an adapter_config.json that was changed after training"):
         find_model(str(copied / "instruct"))
     assert "adapter_config.json" in find_model(str(copied / "instruct"), force=True).forced[0]
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "message"),
+    [
+        (lambda stack: stack.pop("adapters"), "no adapters"),
+        (lambda stack: stack["adapters"][0].pop("hash"), "no hash"),
+        (lambda stack: stack["adapters"][0].update(weight="half"), "'half' as the weight of style"),
+        (lambda stack: stack["adapters"][0].update(weight=float("nan")), "nan as the weight of style"),
+    ],
+)
+def test_an_edited_stack_is_refused_in_words(spoiled, message, copied):
+    path = copied / "instruct/stack.json"
+    stack = json.loads(path.read_text(encoding="utf-8"))
+    spoiled(stack)
+    path.write_text(json.dumps(stack), encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        find_model(str(copied / "instruct"))
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_broken_configuration_is_refused_in_words(force, copied):
+    (copied / "style/adapter/adapter_config.json").write_text('{"r": ', encoding="utf-8")
+    for name in ("instruct", "instruct/adapter", "style/adapter"):
+        with pytest.raises(UserError, match="broken JSON"):
+            find_model(str(copied / name), force=force)
+
+
+def test_an_adapter_that_names_no_base_needs_one(copied):
+    path = copied / "style/adapter/adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match="names no base"):
+        find_model(str(path.parent))
+    assert find_model(str(path.parent), base="tiny").base == "tiny"
+
+
+def test_an_adapter_goes_under_another_with_the_weights_it_was_trained_with(trained):
+    """Or with others that the user chose; the weight that nobody spoke of is 1, which would be another model."""
+    fingerprint = json.loads((trained / "instruct/stack.json").read_text(encoding="utf-8"))["base"]["fingerprint"]
+    style, instruct = (trained / name / "adapter" for name in ("style", "instruct"))
+    for weight in (0.5, None):
+        check_adapter(instruct, "tiny", fingerprint, {style: weight})
+    with pytest.raises(UserError, match="at weight 1, expected 0.5, with which it was trained"):
+        check_adapter(instruct, "tiny", fingerprint, {style: 1.0})
 
 
 def test_another_base_is_refused_and_forced_with_a_word(copied):

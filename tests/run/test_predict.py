@@ -588,6 +588,16 @@ def test_a_partial_file_that_is_none_of_ours(tmp_path):
     assert open_log(path, {"a": 1}, force=False) == [Outcome("交\u2028公\n\ud83d", 0.25, True), NOTHING]
 
 
+def test_a_partial_file_without_a_row_is_begun_anew(tmp_path):
+    """A MODEL that did not open left it."""
+    path = tmp_path / "x.partial"
+    assert open_log(path, {"base": "tyni"}, force=False) == []
+    assert open_log(path, {"base": "tiny"}, force=False) == []
+    append(path, [NOTHING])
+    with pytest.raises(UserError, match='base "tiny", now "tyni"'):
+        open_log(path, {"base": "tyni"}, force=False)
+
+
 def test_one_process_at_a_time(ask, tmp_path):
     source = written_csv(tmp_path / "t.csv", table_rows())
     with FileLock(tmp_path / "out.jsonl.lock"), pytest.raises(UserError, match="another process is writing"):

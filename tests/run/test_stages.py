@@ -24,7 +24,7 @@ from stylora.model.adapter import Adapter
 from stylora.model.device import Device
 from stylora.model.tokenizer_file import TINY, hash_file
 from stylora.recipe.recipe import load_recipe, parse_recipe
-from stylora.run.folder import config_hash
+from stylora.run.folder import comparable, config_hash
 from stylora.run.measuring import Outcome
 from stylora.run.open import find_model, open_model
 from stylora.run.stages import alone, rate_warnings, train_stages
@@ -265,6 +265,17 @@ def test_a_moved_run_is_the_same_run(copied, run):
     assert trained(run(copied)) == []
 
 
+def test_names_that_changed_places_are_another_run():
+    """Weights go by name, so what they are called says which adapter has which."""
+    def of(**adapter):
+        stage = {"data": {"train": "x"}, "adapter": {"frozen": ["a/one", "a/two"], **adapter}}
+        return comparable(parse_recipe({"stages": [stage]}, [], name="x"))
+
+    there = of(names=["one", "two"], weights={"one": 0.5})
+    assert there == of(weights={"one": 0.5, "two": 1}) == of(names=["1", "2"], weights={"1": 0.5})
+    assert there != of(names=["two", "one"], weights={"one": 0.5})
+
+
 def test_another_version_is_told_and_no_more(copied, run, monkeypatch):
     monkeypatch.setattr("stylora.run.folder.__version__", "9.9")
     monkeypatch.setattr("stylora.run.train.__version__", "9.9")
@@ -502,6 +513,9 @@ def test_a_stage_that_stops_keeps_the_next_from_beginning(run, tmp_path, monkeyp
         ("align.objective.kind=answers", "objective.kind: got answers, expected clm, span or fim"),
         ("instruct.objective.kl={beta: 0.1, on: general}", "objective.kl.on: got general, expected edges or all"),
         ("instruct.train.report_to=[no_such_tracker]", "train.report_to: got 'no_such_tracker'"),
+        ("instruct.adapter.weights={align: .inf}", "expected input should be a finite number"),
+        ("instruct.adapter={dora: true, fold_frozen: true}", "adapter.fold_frozen: got true, under a DoRA adapter"),
+        ("instruct.adapter={dora: true, dropout: 0.1}", "adapter.dropout: got 0.1, of a DoRA adapter on others"),
         ("instruct.adapter.frozen=[nowhere]", "nowhere: got no adapter_model.safetensors, expected a PEFT adapter"),
     ],
 )
@@ -654,6 +668,9 @@ def test_the_flags_reach_it(command, recipe_file, finished, copied):
         ("style.adapter=null", "stages[0].adapter: got None, expected an adapter"),
         ("layout=flat", "layout: got flat for 3 stages"),
         ("instruct.adapter.targets=[q_porj]", "adapter.targets: got 'q_porj', expected linear or embedding modules of this base; did you"),
+        ("instruct.adapter.weights={align: .inf}", "expected input should be a finite number"),
+        ("instruct.adapter={dora: true, fold_frozen: true}", "adapter.fold_frozen: got true, under a DoRA adapter"),
+        ("instruct.adapter={dora: true, dropout: 0.1}", "adapter.dropout: got 0.1, of a DoRA adapter on others"),
         ("instruct.adapter.frozen=[nowhere]", "nowhere: got no adapter_model.safetensors, expected a PEFT adapter"),
     ],
 )

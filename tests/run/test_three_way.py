@@ -144,7 +144,7 @@ def test_figures_are_those_of_their_functions(result, run, cache):
     subject = find_subject([str(run / "instruct")], OlderFlags())
     yardsticks = choose_yardsticks(subject, None, None, None)
     assert yardsticks.asked and yardsticks.style and yardsticks.style.stages[0].name == "style"
-    asked = ask_held_out(yardsticks.asked, cache)
+    asked = ask_held_out(yardsticks, cache)
     voice, device = learn_voice(yardsticks, asked, seed=0, cache=cache), choose_device()
     opened = open_model(str(run / "instruct"), device)
     assert asked.shape and asked.held_out and voice
@@ -176,7 +176,7 @@ def test_the_base_stands_first_and_has_not_changed(result):
 
 def test_answers_of_the_base_are_those_of_generate(result, run, cache):
     """The draws of `generate`: prompt number i from (seed, i)."""
-    asked = ask_held_out(choose_yardsticks(find_subject([str(run / "instruct")], OlderFlags()), None, None, None).asked, cache)
+    asked = ask_held_out(choose_yardsticks(find_subject([str(run / "instruct")], OlderFlags()), None, None, None), cache)
     device = choose_device()
     base = load_base("tiny", device)
     with precision_context(device.device, device.dtype):
@@ -186,7 +186,7 @@ def test_answers_of_the_base_are_those_of_generate(result, run, cache):
 
 def test_special_tokens_that_were_drawn_are_seen(run, cache, monkeypatch):
     """Text leaves them out, so the form would not see them."""
-    asked = ask_held_out(choose_yardsticks(find_subject([str(run / "instruct")], OlderFlags()), None, None, None).asked, cache)
+    asked = ask_held_out(choose_yardsticks(find_subject([str(run / "instruct")], OlderFlags()), None, None, None), cache)
     base = load_base("tiny", FP32)
     token = base.tokenizer.convert_tokens_to_ids("<|im_start|>")
     monkeypatch.setattr("stylora.generate.decode.choose", lambda scores, numbers, sampling: torch.full_like(scores.argmax(-1), token))
@@ -207,7 +207,7 @@ def test_kinds(result):
 
 
 def test_the_limit_is_twice_the_longest_answer(run, cache):
-    asked = ask_held_out(choose_yardsticks(find_subject([str(run / "instruct")], OlderFlags()), None, None, None).asked, cache)
+    asked = ask_held_out(choose_yardsticks(find_subject([str(run / "instruct")], OlderFlags()), None, None, None), cache)
     assert 60 <= asked.typical <= 90 and asked.max_new_tokens >= 2 * asked.tokens
     assert asked.shape and asked.shape.lines == 1 and asked.shape.endings
 
@@ -348,7 +348,30 @@ def test_wrong_data(run, copied, tmp_path):
     recipe = copied / "instruct/recipe.yaml"
     recipe.write_text(recipe.read_text(encoding="utf-8").replace("validation: 0.25", "validation: 0"), encoding="utf-8")
     with pytest.raises(UserError, match="data.validation: got 0 questions held out"):
-        ask_held_out(choose_yardsticks(subject_of(copied, "instruct"), None, None, None).asked, None)
+        ask_held_out(choose_yardsticks(subject_of(copied, "instruct"), None, None, None), None)
+
+
+def test_questions_that_were_trained_on_are_said(compare, run, copied, material, tmp_path):
+    """Those of another split, or another file, may be."""
+    rows = (material / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+    own = ask_held_out(choose_yardsticks(subject_of(run, "instruct"), None, None, None), None)
+    held = {each.expected for each in own.questions}
+    learned = [row for row in rows if json.loads(row)["messages"][-1]["content"] not in held]
+    assert own.learned == 0 and 0 < len(learned) < len(rows)
+    other = tmp_path / "other.jsonl"
+    fresh = {"messages": [{"role": "user", "content": "问"}, {"role": "assistant", "content": "新的回答。"}]}
+    other.write_text("\n".join([*learned[:2], json.dumps(fresh)]), encoding="utf-8")
+    found = compare(run / "instruct", held_out=other, max_new_tokens=2)
+    assert any(line.startswith("2 of 3 questions stand, with their answers, in rows") for line in found["warnings"])
+    assert found["settings"]["source"] == f"conversations of {other}"
+    unlike = tmp_path / "unlike.yaml"
+    recipe = (run / "instruct/recipe.yaml").read_text(encoding="utf-8")
+    unlike.write_text(recipe.replace("validation: 0.25", "validation: 0.5"), encoding="utf-8")
+    asked = ask_held_out(choose_yardsticks(subject_of(run, "instruct"), unlike, None, None), None)
+    assert asked.learned == sum(each.expected not in held for each in asked.questions) > 0
+    changed = copied / "instruct/recipe.yaml"
+    changed.write_text(recipe.replace("rows.jsonl", "gone.jsonl"), encoding="utf-8")
+    assert ask_held_out(choose_yardsticks(subject_of(copied, "instruct"), unlike, None, None), None).learned is None
 
 
 def test_a_top_that_was_not_trained_on_conversations(run):

@@ -152,7 +152,8 @@ def cast_adapter(model: PeftModel, dtype: torch.dtype) -> None:
 def merge(model: PeftModel) -> PreTrainedModel:
     """The base with every active update in its weights. The model is used up.
 
-    Raises UserError for a type of adapter that has no weights to add, and for an update of an embedding that is the head as well.
+    Raises UserError for a type of adapter that has no weights to add, biases where the base has none, and an update of an embedding that is
+    the head as well.
     """
     base: Any = model.get_base_model()
     ends = [base.get_input_embeddings(), base.get_output_embeddings()]
@@ -161,6 +162,12 @@ def merge(model: PeftModel) -> PreTrainedModel:
         raise UserError(
             "MODEL", got="an adapter on the embedding or the head of a base in which both are one matrix",
             expected="one on other layers: merged, it would change both",
+        )  # fmt: skip
+    layers: list[Any] = [layer for layer in base.modules() if isinstance(layer, LoraLayer)]
+    if any(any(layer.lora_bias.values()) and getattr(layer.get_base_layer(), "bias", None) is None for layer in layers):
+        raise UserError(
+            "MODEL", got="an adapter with biases (lora_bias) on layers of the base that have none",
+            expected="one whose update can be added to weights",
         )  # fmt: skip
     if not hasattr(model.base_model, "merge_and_unload"):
         kinds = ", ".join(sorted({str(config.peft_type).removeprefix("PeftType.") for config in model.peft_config.values()}))

@@ -88,6 +88,8 @@ def read_rows(keys: Keys, length: int) -> None:
     told = "data.turns last: as the original; answers before it are read here, which the original left out"
     keys.put("data.turns", "last", told)
     if held := keys.take(*HELD):
+        if share := keys.take(*SHARE):
+            raise keys.wrong(*share, f"nothing beside {held[0]}, which says what is held out", do="leave out one of them")
         keys.put("data.validation", [held[1]], f"{held[0]} {shown(held[1])} -> data.validation [{shown(held[1])}]", was=held[0])
     else:
         keys.move("data.validation", SHARE)

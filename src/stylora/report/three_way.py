@@ -98,7 +98,7 @@ def _notes(told: Any) -> list[Said]:
 def _asked(entries: Sequence[Mapping[str, Any]], names: Sequence[tuple[Text, str]]) -> list[Any]:
     answers = [[one for one in _list(each, "answers") if isinstance(one, dict)] for each in entries]
     found = []
-    for i in range(min([SHOWN, *map(len, answers)], default=0)):
+    for i in range(min(SHOWN, min(map(len, answers), default=0))):
         first = answers[0][i]
         expected = first.get("expected")
         given = [(*name, str(each[i].get("text", "")), _apart(each[i])) for name, each in zip(names, answers, strict=True)]

@@ -40,7 +40,7 @@ def model_card(told: Mapping[str, Any], found: Found, *, name: str, base_path: s
     recipes = {called: load_recipe(stage.recipe) for called, stage in stages.items()}
     base_card = base_metadata(found.base)
     parts = [
-        header(told, found, base_card), f"# {name}", made_of(told), data_section(told, stages, recipes), figures(found, stages),
+        header(told, found, base_card), f"# {name}", made_of(told), data_section(told, stages, recipes), figures(told, found, stages),
         recipe_section(recipes), use(told, found, name, base_path, recipes), licence_section(base_card),
     ]  # fmt: skip
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -119,14 +119,15 @@ def _names(paths: str | Sequence[str]) -> list[str]:
     return [PurePath(path).name for path in ([paths] if isinstance(paths, str) else paths)]
 
 
-def figures(found: Found, stages: Mapping[str, StageFolder]) -> str:
+def figures(told: Mapping[str, Any], found: Found, stages: Mapping[str, StageFolder]) -> str:
     """What was measured: held-out loss of every stage at its first and last evaluation; what `evaluate` found of the whole."""
     rows = [row for name, stage in stages.items() for row in _losses(name, stage)]
     lines = ["| stage | held out | loss before | after |", "|---|---|---|---|", *rows] if rows else []
     evaluation = {} if found.stack is None or not found.as_trained else read_object(found.stack.parent / EVALUATION, [])
     measured = list(_evaluated(evaluation))
     if measured:
-        lines += [""] * bool(lines) + ["| `stylora evaluate` | this model | the base |", "|---|---|---|", *measured]
+        whose = "the adapters, before they were shrunk" if "svd" in told else "this model"
+        lines += [""] * bool(lines) + [f"| `stylora evaluate` | {whose} | the base |", "|---|---|---|", *measured]
     return "\n".join(["## Figures", "", *(lines or ["None were measured."])])
 
 

@@ -44,16 +44,19 @@ def check_place(folder: Path, sources: Sequence[Path], force: bool) -> None:
 def writing(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write into, which takes its place at the end, or is gone where there was an error.
 
-    Raises UserError where another process is writing the same, and for a disk that does not take it.
+    Raises UserError where another process is writing the same, for a place that can't be written to, and for a disk that does not take it.
     """
     place = folder.resolve()
     part, gone = (place.with_name(f".{place.name}.{end}") for end in ("part", "gone"))
-    place.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(place.with_name(f".{place.name}.lock"))
     try:
+        place.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire(blocking=False)
     except Timeout:
         raise UserError("--to", got=f"{folder}, which another process is writing", expected="one at a time") from None
+    except OSError as error:
+        got = f"{folder}, which can't be made ({error.strerror})"
+        raise UserError("--to", got=got, expected="a folder that can be written to") from error
     try:
         for left in (part, gone):  # by a process that was killed
             shutil.rmtree(left, ignore_errors=True)

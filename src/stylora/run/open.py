@@ -9,10 +9,9 @@ comes of it. Finding a model loads nothing, so that several of them can be check
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,17 @@ from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import load_recipe
 from stylora.train.checkpoint import MANIFEST
 
-from .folder import ADAPTER_INFO, adapter_file, adapter_hash, adapter_name, config_hash, frozen_entries, parent_stage, read_object
+from .folder import (
+    ADAPTER_INFO,
+    adapter_file,
+    adapter_hash,
+    adapter_name,
+    config_hash,
+    frozen_entries,
+    parent_stage,
+    read_object,
+    stack_names,
+)
 
 WEIGHTS = re.compile(r"@([^@=,]+=[^@=,]+(?:,[^@=,]+=[^@=,]+)*)$")
 
@@ -123,10 +132,15 @@ def _with_weights(name: str) -> tuple[str, dict[str, float]]:
     """`runs/a@style=0.5` -> (`runs/a`, {"style": 0.5}). Raises UserError for a weight that is no number."""
     found = None if Path(name).exists() else WEIGHTS.search(name)
     if found is None:
+        place, at, said = name.rpartition("@")
+        if at and not Path(name).exists() and Path(place).exists():
+            raise UserError(name, got=f"{said!r} behind @", expected="names and weights, as in @style=0.5,instruct=1")
         return name, {}
     weights: dict[str, float] = {}
     for each in found[1].split(","):
         called, _, text = each.partition("=")
+        if called.strip() in weights:
+            raise UserError(name, got=f"two weights for {called.strip()!r}", expected="one")
         try:
             weights[called.strip()] = float(text)
         except ValueError:
@@ -189,27 +203,39 @@ def check_fingerprint(base: Base, found: Found, ours: dict[str, Any] | None = No
     return (*found.forced, f"{base.name}: not the base it was trained on")
 
 
-def check_adapter(folder: Path, name: str, base: dict[str, Any], below: Sequence[Path]) -> None:
+def check_adapter(folder: Path, name: str, base: dict[str, Any], below: Mapping[Path, float | None]) -> None:
     """May the adapter be trained on, or under another one, on this base? Of one that is no stage's own only the shapes can tell.
 
-    name, base: the base's name and fingerprint; below: the adapters it is put on
-    Raises UserError for an adapter that was changed after its training, of another base, or trained on adapters that are not below it.
+    name, base: the base's name and fingerprint; below: the adapters it is put on, and their weights, None where the user chose them
+    Raises UserError for an adapter that was changed after its training, of another base, or trained on adapters that are not below it, or
+    have another weight now that nobody chose.
     """
     stage = parent_stage(folder)
     if stage is not None and (folder / MANIFEST).is_file():
         manifest = read_object(folder / MANIFEST)
         theirs, needed = manifest["base"], manifest.get("frozen", [])
+        stage_then = load_recipe(stage.recipe).stages[0]
+        weights = weights_of(stack_names(stage_then)[:-1], stage_then.adapter.weights, where=str(stage.recipe))
     elif stage is not None and stage.stack.is_file() and stage.adapter.resolve() == folder.resolve():
         described = read_object(stage.stack)
         _check_hash(folder, described["adapters"][-1]["hash"], described["adapters"][-1].get("config_hash"))
         theirs, needed = described["base"]["fingerprint"], [entry["hash"] for entry in described["adapters"][:-1]]
+        weights = tuple(entry.get("weight", 1.0) for entry in described["adapters"][:-1])
     else:
         return
-    if not {*needed} <= {adapter_hash(path) for path in below}:
+    now = {adapter_hash(path): (path, weight) for path, weight in below.items()}
+    if not {*needed} <= now.keys():
         raise UserError(
             str(folder), got="an adapter that was trained on other adapters", expected="those below it, without which it is another model",
             do="name them in adapter.frozen, as the recipe.yaml of its run does",
         )  # fmt: skip
+    for hash, then in zip(needed, weights, strict=True):
+        path, weight = now[hash]
+        if weight is not None and weight != then:
+            raise UserError(
+                str(folder), got=f"{path} below it at weight {weight:g}", expected=f"{then:g}, with which it was trained",
+                do="say its weight in adapter.weights",
+            )  # fmt: skip
     _check_base(str(folder), theirs, name, base, "train it on the base it belongs to")
 
 
@@ -246,30 +272,34 @@ def _find_stack(path: Path) -> Path | None:
 
 def _read_stack(name: str, stack: Path, base: str | None, force: bool) -> Found:
     described = read_object(stack)
-    with _as_written(stack):
-        theirs = described["base"]
-        layers, forced = _read_entries(stack.parent, described["adapters"], force)
-        return Found(
-            name=name, base=base or theirs["name"], layers=layers, stack=stack, fingerprint=theirs["fingerprint"],
-            load_in_4bit=theirs.get("load_in_4bit", False), forced=forced,
-        )  # fmt: skip
-
-
-@contextmanager
-def _as_written(path: Path) -> Iterator[None]:
-    """Raises UserError where a key that training wrote is not there any more."""
-    try:
-        yield
-    except (KeyError, TypeError) as error:
-        raise UserError(str(path), got=f"no {error}", expected="what training wrote there", do="train it again") from error
+    _check_keys(stack, described, "base", "adapters")
+    theirs = described["base"]
+    _check_keys(stack, theirs, "name", "fingerprint")
+    layers, forced = _read_entries(stack.parent, described["adapters"], force)
+    return Found(
+        name=name, base=base or theirs["name"], layers=layers, stack=stack, fingerprint=theirs["fingerprint"],
+        load_in_4bit=theirs.get("load_in_4bit", False), forced=forced,
+    )  # fmt: skip
 
 
 def _read_entries(start: Path, entries: Sequence[dict[str, Any]], force: bool) -> tuple[tuple[Layer, ...], tuple[str, ...]]:
     """Adapters as stack.json has them, and what of them is not as it was but forced. start: the folder that their paths begin in"""
+    for entry in entries:
+        _check_keys(start, entry, "name", "path", "hash")
+        weight = entry.get("weight", 1.0)
+        if not (isinstance(weight, int | float) and math.isfinite(weight)):
+            raise UserError(str(start), got=f"{weight!r} as the weight of {entry['name']}", expected="a number", do="put it right")
     layers = [Layer(name=entry["name"], folder=start / entry["path"], weight=float(entry.get("weight", 1.0))) for entry in entries]
     both = zip(layers, entries, strict=True)
     checked = [_check_hash(layer.folder, entry["hash"], entry.get("config_hash"), force) for layer, entry in both]
     return tuple(layers), tuple(filter(None, checked))
+
+
+def _check_keys(where: Path, found: Any, *keys: str) -> None:
+    """Raises UserError where something that training wrote is not there any more."""
+    missing = [key for key in keys if not isinstance(found, dict) or key not in found]
+    if missing:
+        raise UserError(str(where), got=f"no {', '.join(missing)}", expected="what training wrote there", do="train it again")
 
 
 def _check_hash(folder: Path, expected: str, config: str | None, force: bool = False) -> str | None:

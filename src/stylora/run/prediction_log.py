@@ -42,10 +42,11 @@ def open_rows(path: Path, ours: Mapping[str, Any], keys: Collection[str], *, for
     """The rows that lie there; the file ends behind the last whole one from now on. Begins it where there is none.
 
     ours: the header, whose `stylora` names the command; keys: of every row
-    force: begins it as well in place of a file that is none, or whose header differs; otherwise that raises UserError. With the same header
-    it goes on, so that an interrupted command with --force can be given again as it was.
+    force: begins it as well in place of a file that is none, or whose header differs; otherwise that raises UserError, but where no row is
+    lost by it: a model that did not open leaves only a header. With the same header it goes on, so that an interrupted command with --force
+    can be given again as it was.
     """
-    if not path.exists() or (force and _first(path) != ours):
+    if not path.exists() or (_first(path) != ours and (force or _begun(path, ours))):
         write_text(path, _line(ours))
         return []
     with path.open("rb+") as file:
@@ -90,6 +91,13 @@ def _line(value: Mapping[str, Any]) -> str:
 def _first(path: Path) -> dict[str, Any] | None:
     with path.open("rb") as file:
         return _object(file.readline())
+
+
+def _begun(path: Path, ours: Mapping[str, Any]) -> bool:
+    """Is it a header of this command, and no row?"""
+    with path.open("rb") as file:
+        theirs = _object(file.readline())
+        return theirs is not None and theirs.get("stylora") == ours["stylora"] and _object(file.readline()) is None
 
 
 def _object(line: bytes) -> dict[str, Any] | None:

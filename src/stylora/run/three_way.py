@@ -63,7 +63,7 @@ def three_way(
     keep_freed_memory()
     with telling(console, 2 + len(each_state)) as tell:
         tell("questions and voice")
-        asked = ask_built_in(found.base) if yardsticks.asked is None else ask_held_out(yardsticks.asked, cache)
+        asked = ask_built_in(found.base) if yardsticks.asked is None else ask_held_out(yardsticks, cache)
         voice = learn_voice(yardsticks, asked, seed=seed, cache=cache)
         sampling = sampling.model_copy(update={"max_new_tokens": max_new_tokens or asked.max_new_tokens})
         tell(f"base {found.base}")

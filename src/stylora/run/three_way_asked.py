@@ -40,7 +40,8 @@ class Asked:
 
     source: where they are from, for people; kinds: of each question, None where its row has none
     shape: of training's answers; held_out: the questions with the answers that are right; both None for the built-in instructions
-    branches: a conversation that is a tree, None where there is none
+    branches: a conversation that is a tree, None where there is none; learned: how many of them an adapter was trained on, None where
+        its rows can't be read
     typical: characters of an answer that are scored for style, and tokens, about as many; max_new_tokens: of an answer
     """
 
@@ -53,14 +54,20 @@ class Asked:
     shape: AnswerShape | None = None
     held_out: HeldOutText | None = None
     branches: str | None = None
+    learned: int | None = 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Yardsticks:
-    """asked: as a recipe of one stage, of conversations; style: likewise, of text; None where nobody says it"""
+    """asked: as a recipe of one stage, of conversations; style: likewise, of text; None where nobody says it
+
+    file: of conversations that are asked instead of those the recipe holds out; trained: recipes of the adapters, one stage each
+    """
 
     asked: Recipe | None
     style: Recipe | None
+    file: Path | None = None
+    trained: list[Recipe] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
 
 
@@ -87,7 +94,8 @@ def choose_yardsticks(subject: Subject, data: Path | None, stage: str | None, he
     return Yardsticks(
         asked=None if asked is None else measured_on(asked, held_out).model_copy(update=base),
         style=None if style is None else style.model_copy(update=base),
-    )
+        file=held_out, trained=[one.model_copy(update=base) for one in own],
+    )  # fmt: skip
 
 
 def _recipe_of(adapter: Path) -> Recipe | None:
@@ -113,8 +121,10 @@ def _only(given: Sequence[Recipe], stage: str) -> list[Recipe]:
 # ------------------------------------------------------------------------------------------------------------- questions
 
 
-def ask_held_out(recipe: Recipe, cache: Path | None) -> Asked:
+def ask_held_out(yardsticks: Yardsticks, cache: Path | None) -> Asked:
     """The conversations that the recipe's stage holds out, up to their last answers. Raises UserError where there are none."""
+    recipe = yardsticks.asked
+    assert recipe is not None
     (stage,) = recipe.stages
     read = EvaluationData(recipe=recipe, cache=cache)
     data = read.data
@@ -122,8 +132,7 @@ def ask_held_out(recipe: Recipe, cache: Path | None) -> Asked:
     tokenizer = open_tokenizer(recipe.base)
     form = chat_format(recipe.base, tokenizer, stage.data.chat_template_kwargs)
     asked = [question for row in data.held_rows if (question := question_of(row, form)) is not None]
-    given = [said(row.messages[number]["content"]) for row in data.train_rows if (number := last_answer(row)) is not None]
-    answers = [answer for answer in given if answer]  # some are nothing but thoughts
+    answers = [answer for _, answer in _pairs(data) if answer]  # some are nothing but thoughts
     if not asked or not answers:
         raise UserError(
             "data.validation", got=f"{len(asked)} questions held out, and {len(answers)} answers to learn the form from",
@@ -132,11 +141,33 @@ def ask_held_out(recipe: Recipe, cache: Path | None) -> Asked:
     lengths = [len(tokenizer.encode(answer, add_special_tokens=False).ids) for answer in answers]
     kinds = _kinds(stage)
     return Asked(
-        source=f"held-out conversations of the stage {stage.name}", questions=asked, kinds=[kinds.get(each.origin) for each in asked],
+        source=f"held-out conversations of the stage {stage.name}" if yardsticks.file is None else f"conversations of {yardsticks.file}",
+        questions=asked, kinds=[kinds.get(each.origin) for each in asked],
         typical=int(np.median([len(answer) for answer in answers])), tokens=int(np.median(lengths)),
         max_new_tokens=min(LONGEST, 2 * max(lengths)), shape=learn_shape(answers, _special(tokenizer)),
-        held_out=read.held_out(recipe.base), branches=data.branches,
+        held_out=read.held_out(recipe.base), branches=data.branches, learned=_learned(asked, yardsticks, cache),
     )  # fmt: skip
+
+
+def _pairs(data: ChatData) -> list[tuple[str, str]]:
+    """(what is asked, what is answered) at the end of every training row."""
+    ends = [(row.messages, number) for row in data.train_rows if (number := last_answer(row)) is not None]
+    return [(messages[number - 1].get("content") or "", said(messages[number]["content"])) for messages, number in ends]
+
+
+def _learned(asked: Sequence[Question], yardsticks: Yardsticks, cache: Path | None) -> int | None:
+    """How many of these an adapter was trained on. The split of its own recipe sees to it that there are none; another's does not."""
+    known: set[tuple[str, str | None]] = set()
+    for recipe in yardsticks.trained:
+        if recipe.stages[0].data.format != "chat" or recipe == yardsticks.asked:
+            continue
+        try:
+            data = EvaluationData(recipe=recipe, cache=cache).data
+        except UserError:  # its files are gone, or changed
+            return None
+        assert isinstance(data, ChatData)
+        known.update(_pairs(data))
+    return sum((each.input, each.expected) in known for each in asked)
 
 
 def ask_built_in(base: str) -> Asked:

@@ -138,6 +138,11 @@ def _cautions(asked: Asked, measured: Sequence[Measured], kept: dict[str, Interv
     told = []
     if asked.shape is None:
         told.append("no form and no loss of answers: no recipe says what is asked, so the built-in instructions are; name one with --data")
+    if asked.learned is None:
+        told.append("whether the adapters were trained on these questions is not known: their own rows can't be read")
+    elif asked.learned:
+        told.append(f"{asked.learned} of {len(asked.questions)} questions stand, with their answers, in rows an adapter was trained on: "
+                    "all figures look too good")  # fmt: skip
     if len(measured) > 2 and measured[0].scores is not None and not kept:
         told.append("the style by itself does not score above the base, so there is no gain to keep a share of")
     return told

@@ -188,9 +188,10 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
     packed = f", weights in 4 bits ({stored_bytes(base.model) / 1e6:,.0f} MB)" if recipe.load_in_4bit else ""
     console.print(f"base       {recipe.base}: {type(base.model).__name__}{packed}, {device.why}, attention {attention}", markup=False)
     base_fingerprint = fingerprint(base)
-    started = [Path(folder) for folder in [*stage.adapter.frozen, *filter(None, [stage.adapter.path])]]
-    for number, folder in enumerate(started):
-        check_adapter(folder, recipe.base, base_fingerprint, started[:number])
+    chosen, below = stage.adapter.weights, dict[Path, float | None]()
+    for folder, called in zip([*stage.adapter.frozen, *filter(None, [stage.adapter.path])], stack_names(stage), strict=False):
+        check_adapter(Path(folder), recipe.base, base_fingerprint, below)
+        below[Path(folder)] = None if called in chosen else 1.0
     proofs, peft_model = prove_and_attach(base, stage)
     task = None
     if isinstance(data, ChatData):
