@@ -374,6 +374,22 @@ def test_questions_that_were_trained_on_are_said(compare, run, copied, material,
     assert ask_held_out(choose_yardsticks(subject_of(copied, "instruct"), unlike, None, None), None).learned is None
 
 
+def test_dora_is_refused_before_anything_is_measured(compare, copied):
+    """Its part can't be switched off by a weight. Told by the configuration, so no base is loaded."""
+    file = copied / "instruct/adapter/adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | {"use_dora": True}), encoding="utf-8")
+    shutil.rmtree(copied / "instruct/checkpoints", ignore_errors=True)
+    with pytest.raises(UserError, match="got a DoRA adapter.*its parts can't be switched off one by one"):
+        compare(copied / "instruct", force=True)
+
+
+def test_one_adapter_alone_leaves_the_figures_of_the_stack(compare, run, copied):
+    kept = copied / "instruct/three_way.json"
+    kept.write_text("{}", encoding="utf-8")
+    compare(older=OlderFlags(lora=str(copied / "style")), data=run / "instruct/recipe.yaml")
+    assert kept.read_text(encoding="utf-8") == "{}" and not (copied / "style/three_way.json").exists()
+
+
 def test_a_top_that_was_not_trained_on_conversations(run):
     subject = subject_of(run, "instruct")
     upside_down = Subject(found=find_model(str(run / "style")), style=0)

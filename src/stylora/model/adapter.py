@@ -129,7 +129,7 @@ def adapter_weight(model: PeftModel, weight: float) -> Iterator[None]:
         yield
 
 
-def check_linear(configs: Iterable[PeftConfig]) -> None:
+def check_linear(configs: Iterable[PeftConfig], *, where: str = "weight", do: str = "leave the weight at 1") -> None:
     """Raises UserError for an adapter whose update can't be scaled: DoRA, whole weights beside LoRA, or no LoRA at all."""
     for config in configs:
         reason = None
@@ -140,7 +140,7 @@ def check_linear(configs: Iterable[PeftConfig]) -> None:
         elif config.modules_to_save or config.trainable_token_indices:
             reason = "an adapter that replaces whole weights beside LoRA"
         if reason is not None:
-            raise UserError("weight", got=reason, expected="plain LoRA, whose update can be scaled", do="leave the weight at 1")
+            raise UserError(where, got=reason, expected="plain LoRA, whose update can be scaled", do=do)
 
 
 def _unfit(folder: Path, reason: str) -> UserError:

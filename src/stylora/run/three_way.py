@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import PeftConfig
 from rich.console import Console
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from stylora.evaluate.voice import Voice
 from stylora.generate.decode import Model, Row, decode, end_tokens, open_row
 from stylora.generate.settings import Sampling
 from stylora.generate.text import CONTEXT
+from stylora.model.adapter import check_linear
 from stylora.model.base import Base, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
@@ -57,6 +59,8 @@ def three_way(
     """
     found = subject.found
     tokenizer_file(found.base, where=found.where)
+    for folder in found.adapters if len(found.adapters) > 1 else ():
+        check_linear([PeftConfig.from_pretrained(str(folder))], where=str(folder), do="its parts can't be switched off one by one")
     yardsticks = choose_yardsticks(subject, data, stage, held_out)
     yardsticks.warnings.extend(subject.warnings)
     each_state, device = variants(subject), choose_device()
@@ -75,7 +79,7 @@ def three_way(
                 measured.append(_measure(ready, variant, asked, voice))
     yardsticks.warnings.extend(f"forced: {line}" for line in ready.opened.forced)
     result = described(subject, yardsticks, asked, sampling, voice, measured, precision=device.precision, seed=seed)
-    if found.stack is not None and found.as_trained:
+    if found.stack is not None and found.as_trained and subject.instructed:
         _keep(found.stack.parent / THREE_WAY, result, console)
     return result
 
