@@ -170,7 +170,7 @@ def parts(result: Json) -> dict[str, str]:
     lines = ["| | follows | stops | style score | style gain kept | perplexity of the reference answers |", "|---" * 6 + "|"]
     for each in result["variants"]:
         cells = [_share(each[key]) for key in ("follows", "stops", "style_score", "style_kept")]
-        perplexity = each["held_out"]["perplexity"]
+        perplexity = each["held_out"]["perplexity"]["mean"]
         lines.append(f"| {each['name']} | {' | '.join(cells)} | {perplexity:.0f} |")
     return {"THREE": "\n".join(lines)}
 

@@ -48,7 +48,7 @@ def test_ratios_are_to_the_adapter_alone(outcome):
 
 def three_way() -> dict:
     share = {"mean": 0.5, "low": 0.25, "high": 0.75}
-    base = {"name": "base", "follows": share, "stops": share, "style_score": share, "style_kept": None, "held_out": {"perplexity": 9.4}}
+    base = {"name": "base", "follows": share, "stops": share, "style_score": share, "style_kept": None, "held_out": {"perplexity": {"mean": 9.4}}}
     return {"variants": [base]}
 
 
