@@ -48,8 +48,8 @@ def test_ratios_are_to_the_adapter_alone(outcome):
 
 def three_way() -> dict:
     share = {"mean": 0.5, "low": 0.25, "high": 0.75}
-    base = {"name": "base", "follows": share, "stops": share, "style_score": share, "style_kept": None, "held_out": {"perplexity": {"mean": 9.4}}}
-    return {"variants": [base]}
+    shares = {"follows": share, "stops": share, "style_score": share, "style_kept": None}
+    return {"variants": [{"name": "base", **shares, "held_out": {"perplexity": {"mean": 9.4}}}]}
 
 
 def test_a_stored_result_is_written_into_the_pages(stack, tmp_path, monkeypatch, outcome):
