@@ -46,6 +46,10 @@ ROOT = Path(__file__).parents[2]
 READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = [page for page in PAGES if page.name != "README.zh-CN.md"]  # its blocks are those of README.md, as a test shows
+LONG = (
+    "chat", "compare", "demo", "evaluate", "export", "offline", "recipes", "stacks", "stages", "sweep", "tasks", "train", "training"
+)
+"""pages whose commands take more than ten seconds: executed with the proofs (`make proofs`), read by all other tests"""
 LARGE = "Qwen/Qwen3-8B"
 BEGINNING = 1500  # characters of a book that are enough for every command
 ROWS = 40  # of a file of conversations
@@ -128,7 +132,9 @@ def workplace(tmp_path, monkeypatch, token_cache) -> Path:
 
 
 @pytest.mark.skipif(not (TINY / "model.safetensors").is_file(), reason="the bundled base is not there")
-@pytest.mark.parametrize("page", [page for page in RUN if programs(page)], ids=name)
+@pytest.mark.parametrize("page", [
+    pytest.param(page, id=name(page), marks=[pytest.mark.slow] * (page.stem in LONG)) for page in RUN if programs(page)
+])  # fmt: skip
 def test_every_command_and_snippet_runs(page, workplace, monkeypatch, capsys):
     for block in programs(page):
         if block.language == "python":

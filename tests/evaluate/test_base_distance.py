@@ -131,8 +131,7 @@ def test_the_logits_of_a_batch_never_exist_at_once(random_model, tokenizer, monk
 
 
 def test_sharing_beginnings_changes_no_figure(random_model, tokenizer):
-    peft = adapted(random_model("Qwen3"))
-    model = ForestModel(peft.get_base_model(), words=len(tokenizer))
+    model = ForestModel(adapted(random_model("Qwen3")), words=len(tokenizer))
     samples = [Sample(forest=chain([7, 8, 9, *ids]), edges=edges([2, 3], ids)) for ids in ([20, 21], [20, 22], [30, 31], [20, 21])]
     apart, shared = (base_distance(model, samples, share_prefixes=share) for share in (False, True))
     assert apart.forward > 0 and shared == pytest.approx(apart, rel=1e-4)

@@ -256,7 +256,7 @@ def test_weights(result, evaluate, stage):
 
 def test_a_stack_is_measured_with_all_its_adapters(result, evaluate, trained, books, module_cache, tmp_path):
     """An adapter on a frozen one: its base has neither, and both are weighted; a checkpoint changes the upper one alone."""
-    described = recipe(books, tmp_path / "run", f"adapter.frozen=['{trained.as_posix()}/adapter']", "train.seed=5")
+    described = recipe(books, tmp_path / "run", f"adapter.frozen=['{trained.as_posix()}/adapter']", "adapter.names=[below]", "train.seed=5")
     train(described, name="unused", console=Console(file=io.StringIO()), cache=module_cache)
     found = evaluate(tmp_path / "run", checkpoints=[1], weights=(1.0, 0.0))["models"]
     base, _, _, whole, nothing = found
@@ -387,7 +387,9 @@ def test_wrong_calls_end_before_anything_is_measured(evaluate, stage, tmp_path, 
 def test_a_damaged_checkpoint_and_an_adapter_without_a_weight(evaluate, stage):
     config = stage / "adapter" / "adapter_config.json"
     config.write_text(config.read_text(encoding="utf-8").replace('"use_dora": false', '"use_dora": true'), encoding="utf-8")
-    assert "weight: got a DoRA adapter" in mistake(lambda: evaluate(stage, weights=(1.0, 0.5)))
+    assert "got an adapter_config.json that was changed after training" in mistake(lambda: evaluate(stage, weights=(1.0, 0.5)))
+    assert "weight: got a DoRA adapter" in mistake(lambda: evaluate(stage, weights=(1.0, 0.5), force=True))
+    config.write_text(config.read_text(encoding="utf-8").replace('"use_dora": true', '"use_dora": false'), encoding="utf-8")
     weights = stage / "checkpoints" / "checkpoint-2" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     assert "checkpoint-2: got adapter_model.safetensors" in mistake(lambda: evaluate(stage, checkpoints="all"))

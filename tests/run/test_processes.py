@@ -74,7 +74,7 @@ def metrics(stage: Path) -> list[dict]:
     return [row for row in map(json.loads, lines) if "train_runtime" not in row]
 
 
-@pytest.mark.parametrize("way", ["nproc", "torchrun", "accelerate"])
+@pytest.mark.parametrize("way", ["nproc", "torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_two_processes_trace_one(trained, way):
     """Losses, gradient norms, both held-out losses and the continuations, over the whole run."""
     printed, stage = trained(way)

@@ -44,6 +44,7 @@ def finish(point: Point, number: int, weights: bytes = b"") -> StageFolder:
     own = alone(point.recipe, number, point.folder)
     folder = stage_folder(point.folder, own)
     (folder.path / "adapter").mkdir(parents=True)
+    (folder.adapter / "adapter_config.json").write_text("{}", encoding="utf-8")
     (folder.adapter / "adapter_model.safetensors").write_bytes(weights or point.lineages[number].encode())
     (folder.path / "checkpoints" / "checkpoint-2").mkdir(parents=True)
     (folder.path / "checkpoints" / "checkpoint-2" / "weights").write_bytes(b"2")

@@ -529,8 +529,9 @@ def test_every_shipped_recipe_trains(path, cache, tmp_path, monkeypatch):
     """Two steps of every stage on the bundled base, everything else as shipped."""
     monkeypatch.chdir(path.parents[1])
     outcomes = two_steps(path, cache, tmp_path)
-    for outcome in outcomes.values():
-        assert outcome.steps == 2 and set(outcome.held_out[-1]) == {"style", "general"} and "剑光一闪" in outcome.samples[-1]
+    for name, outcome in outcomes.items():
+        held_out, prompt = ({"answers"}, "用武侠小说的笔法描写：雨夜的渡口") if name == "instruct" else ({"style", "general"}, "剑光一闪")
+        assert outcome.steps == 2 and set(outcome.held_out[-1]) == held_out and prompt in outcome.samples[-1]
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -165,7 +165,7 @@ def _find(name: str, path: Path, place: str, base: str | None, force: bool) -> F
             load_in_4bit=stage is not None and load_recipe(stage.recipe).load_in_4bit, forced=forced,
         )  # fmt: skip
     several = sorted(child.name for child in path.glob("*/") if (child / "adapter_config.json").is_file()) if path.is_dir() else []
-    if several:
+    if len(several) > 1:
         do = f"name one of them: {', '.join(several)}"
         raise UserError(name, got="a folder of several adapters, as plain PEFT saves a stack", expected="one adapter", do=do)
     if path.is_dir() and not (path / "config.json").is_file():

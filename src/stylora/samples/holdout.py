@@ -65,7 +65,7 @@ def split_runs(
     held = _held_units(store.pieces, validation, chapters, seed)
     several_sources = len({piece.source for piece in store.pieces}) > 1
     share = sum(n for n, is_held in zip(tokens, held, strict=True) if is_held) / sum(tokens)
-    if share == 0 or (share > COARSE * validation and not several_sources):
+    if share in (0, 1) or (share > COARSE * validation and not several_sources):
         return _joined(*_cut_tail(store, validation, sentence_end))
     return _joined(store.pieces, held)
 
