@@ -59,14 +59,14 @@ def test_a_stored_result_is_written_into_the_pages(stack, tmp_path, monkeypatch,
         row["memory_above_model_mb"] = max(row["memory_above_model_mb"], 1.0)
     stored.write_text(json.dumps(outcome | told), encoding="utf-8")
     parts.write_text(json.dumps(three_way()), encoding="utf-8")
-    pages[0].write_text("<!-- STACK -->\nold\n<!-- /STACK -->\n", encoding="utf-8")
-    pages[1].write_text("<!-- THREE -->\nold\n<!-- /THREE -->\n<!-- STACK -->\n<!-- /STACK -->\n", encoding="utf-8")
+    pages[0].write_text("<!-- STACK -->\nBEFORE\n<!-- /STACK -->\n", encoding="utf-8")
+    pages[1].write_text("<!-- THREE -->\nBEFORE\n<!-- /THREE -->\n<!-- STACK -->\n<!-- /STACK -->\n", encoding="utf-8")
     monkeypatch.setattr(stack, "PAGES", pages)
     monkeypatch.setattr(stack, "THREE_WAY", parts)
     assert main(["stack", "--tables", str(stored)]) == 0
     assert "on a frozen one, folded into the base" in pages[0].read_text(encoding="utf-8")
     lower = pages[1].read_text(encoding="utf-8")
-    assert "| base | 50% (25% to 75%) | 50% (25% to 75%) | 50% (25% to 75%) |  | 9 |" in lower and "old" not in lower
+    assert "| base | 50% (25% to 75%) | 50% (25% to 75%) | 50% (25% to 75%) |  | 9 |" in lower and "BEFORE" not in lower
 
 
 @pytest.mark.parametrize("name", ["benchmarks.md", "stacks.md"])

@@ -95,6 +95,7 @@ def test_each_line_is_printed_by_one_process(trained):
     assert len(lines) == 4, printed
 
 
+@pytest.mark.slow
 def test_two_processes_trace_one_through_two_stages(tmp_path, environment):
     """With KL in the second; each line is printed by one process, the warning too."""
     align = {"name": "align", "continue": "style", "objective": {"kl": {"beta": 0.1}}}
