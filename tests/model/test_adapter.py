@@ -20,13 +20,18 @@ from stylora.model.adapter import (
     Adapter,
     adapter_weight,
     attach,
+    carries_coordinates,
     check_linear,
     count_parameters,
     load_adapter,
+    read_branches,
+    read_config,
     restore_adapter,
     save_adapter,
 )
+from stylora.model.rope_2d import install
 from stylora.model.stack import build_stack
+from stylora.samples.branch_settings import Branches
 
 IDS = torch.arange(3, 20)[None]
 
@@ -206,7 +211,7 @@ def test_missing_files_are_named(saved, random_model, tmp_path):
 )
 def test_damaged_files_are_refused(file, content, saved, random_model):
     (saved / file).write_text(content, encoding="utf-8")
-    with pytest.raises(UserError, match="does not fit this base"):
+    with pytest.raises(UserError, match="got broken JSON" if content == "{" else "does not fit this base"):
         load_adapter(random_model("Qwen3"), saved)
 
 
@@ -335,3 +340,74 @@ def test_what_is_not_linear_has_no_weight(random_model, config, reason):
     with pytest.raises(UserError, match=f"weight: got .*{reason}"), adapter_weight(peft, 0.5):
         pass
     check_linear([LoraConfig(use_rslora=True)])
+
+
+TURNED, FLAT = Branches(branch_stride=16, visibility="columnar"), Branches(rope_2d_ratio=0, fork="。")
+
+
+def files(folder) -> dict:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize("branches", [TURNED, FLAT, None], ids=["turned", "flat", "none"])
+def test_an_adapter_of_branches_comes_back(branches, random_model, tmp_path):
+    """Below another one and above; the file says how its branches stand; nothing is written into the folder."""
+    peft = spread(attach(random_model("Qwen3"), Adapter(r=4, rslora=True, dropout=0.25), seed=0))
+    install(peft, branches)
+    expected = peft.eval()(input_ids=IDS).logits
+    save_adapter(peft, tmp_path, base_name="tiny", branches=branches)
+    config = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["peft_type"] == ("STYLORA_LORA_2D" if branches is TURNED else "LORA")
+    assert config.get("branches") == (branches and branches.model_dump(mode="json")) and read_branches(tmp_path) == branches
+    before, read = files(tmp_path), read_config(tmp_path)
+    assert isinstance(read, LoraConfig) and carries_coordinates(read) == (branches is TURNED)
+    assert (read.r, read.use_rslora, read.lora_dropout, read.task_type) == (4, True, 0.25, "CAUSAL_LM")
+    loaded = load_adapter(random_model("Qwen3"), tmp_path, trainable=True)
+    install(loaded, branches)
+    assert torch.equal(loaded.eval()(input_ids=IDS).logits, expected)
+    assert all(parameter.requires_grad for name, parameter in loaded.named_parameters() if "lora_" in name)
+    assert not loaded.peft_config["default"].inference_mode
+    check_linear(loaded.peft_config.values())
+    other = load_adapter(attach(random_model("Qwen3"), Adapter(), seed=1), tmp_path, name="second")
+    assert not any(parameter.requires_grad for name, parameter in other.named_parameters() if ".second" in name)
+    other.set_adapter("second")
+    install(other, branches)
+    assert torch.equal(other.eval()(input_ids=IDS).logits, expected)
+    empty = attach(random_model("Qwen3"), Adapter(r=4, rslora=True), seed=2)
+    restore_adapter(empty, tmp_path)
+    install(empty, branches)
+    assert torch.equal(empty.eval()(input_ids=IDS).logits, expected)
+    assert files(tmp_path) == before
+
+
+def test_plain_peft_fails_on_turned_branches_and_opens_flat_ones(random_model, tmp_path):
+    peft = spread(attach(random_model("Qwen3"), Adapter(r=4), seed=0))
+    save_adapter(peft, tmp_path / "turned", base_name="tiny", branches=TURNED)
+    save_adapter(peft, tmp_path / "flat", base_name="tiny", branches=FLAT)
+    with pytest.raises(KeyError, match="STYLORA_LORA_2D"):
+        PeftModel.from_pretrained(random_model("Qwen3"), str(tmp_path / "turned"))
+    with pytest.raises(KeyError, match="STYLORA_LORA_2D"):
+        attach(random_model("Qwen3"), Adapter(), seed=0).load_adapter(str(tmp_path / "turned"), "second")
+    with pytest.warns(UserWarning, match="branches"):
+        opened = PeftModel.from_pretrained(random_model("Qwen3"), str(tmp_path / "flat"))
+    assert torch.equal(opened(input_ids=IDS).logits, peft.eval()(input_ids=IDS).logits)
+
+
+def test_what_a_later_stage_says_takes_the_place_of_what_an_earlier_one_said(random_model, tmp_path):
+    save_adapter(attach(random_model("Qwen3"), Adapter(), seed=0), tmp_path / "first", base_name="tiny", branches=FLAT)
+    again = load_adapter(random_model("Qwen3"), tmp_path / "first", trainable=True)
+    save_adapter(again, tmp_path / "text", base_name="tiny")
+    save_adapter(again, tmp_path / "turned", base_name="tiny", branches=TURNED)
+    assert read_branches(tmp_path / "text") is None and read_branches(tmp_path / "turned") == TURNED
+    assert "branches" not in json.loads((tmp_path / "text" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert files(tmp_path / "text")["adapter_model.safetensors"] == files(tmp_path / "turned")["adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("told", [None, {"rope_2d_ratio": 2}, {"of_tomorrow": 1}, "all"])
+def test_branches_that_cant_be_read_are_refused(told, saved):
+    path = saved / "adapter_config.json"
+    config = {**json.loads(path.read_text(encoding="utf-8")), "peft_type": "STYLORA_LORA_2D", "branches": told}
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match="branches that can't be read"):
+        read_branches(saved)

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from torch.nn import functional as F
 
-from stylora.forest import MASK, Anchors, Sample, chain, edges, pack, stack, whole_row
+from stylora.forest import MASK, Anchors, Forest, Sample, chain, edges, join, pack, stack, whole_row
 from stylora.model import head as head_module
 from stylora.model.forest_model import ForestModel, mean_embedding, pair_with_gold, to_tensors
+from stylora.model.rope_2d import coordinates, install
 from stylora.samples.anchors import Kl, add_anchors
+from stylora.samples.branch_settings import Branches
 
 CPU = torch.device("cpu")
 WORDS = 262
@@ -476,3 +478,186 @@ def test_an_anchor_is_shared_out_over_its_gold_tokens(weight, edge_weights, expe
     )
     assert held.tolist() == [0] * len(expected) and gold.tolist() == [token for token, _ in expected]
     assert shares.tolist() == pytest.approx([share for _, share in expected], rel=1e-6)
+
+
+# ------------------------------------------------------------------------------------------- branches with coordinates
+
+
+def trunk_and_branches(rng, count: int, layout: Branches, numbers=None) -> tuple[Sample, list[Sample]]:
+    """(a tree of `count` branches of unequal length with an edge at every step, the same as chains); coordinates by `layout`."""
+    trunk = rng.integers(0, WORDS, 5).tolist()
+    texts = [rng.integers(0, WORDS, rng.integers(2, 9)).tolist() for _ in range(count)]
+    places = [layout.coordinate(number) for number in (numbers or range(count))]
+    return rows_of(trunk, texts, places)
+
+
+def rows_of(trunk: list[int], texts: list[list[int]], places: list[int]) -> tuple[Sample, list[Sample]]:
+    whole = len(trunk) + sum(map(len, texts))
+    ids, time, branch, end = [*trunk], [*range(len(trunk))], [0] * len(trunk), [whole] * len(trunk)
+    source, target, chains = [], [], []
+    for text, place in zip(texts, places, strict=True):
+        start = len(ids)
+        ids += text
+        time += range(len(trunk), len(trunk) + len(text))
+        branch += [place] * len(text)
+        end += [start + len(text)] * len(text)
+        source += range(start, start + len(text) - 1)
+        target += text[1:]
+        alone = replace(chain([*trunk, *text]), branch=np.array([0] * len(trunk) + [place] * len(text), np.int32))
+        chains.append(Sample(forest=alone, edges=edges(range(len(trunk), len(alone) - 1), text[1:])))
+    columns = {name: np.array(column, np.int32) for name, column in
+               {"ids": ids, "time": time, "branch": branch, "end": end, "root": [0] * whole}.items()}  # fmt: skip
+    return Sample(forest=Forest(**columns), edges=edges(source, target)), chains
+
+
+def one_by_one(model, chains: list[Sample]) -> tuple[float, dict[str, torch.Tensor]]:
+    """Each chain alone through the model itself, cross-entropy of torch's own."""
+    total = 0.0
+    for sample in chains:
+        columns = [torch.from_numpy(getattr(sample.forest, name).astype(np.int64))[None] for name in ("ids", "time", "branch")]
+        with coordinates(model, columns[2]):
+            logits = model(input_ids=columns[0], position_ids=columns[1], use_cache=False).logits[0]
+        target = torch.tensor(sample.edges.target.astype(np.int64))
+        loss = F.cross_entropy(logits[sample.edges.source.tolist()], target, reduction="sum")
+        loss.backward()
+        total += float(loss.detach())
+    return total, gradients(model)
+
+
+def at_once(model, samples: list[Sample], **layout) -> tuple[float, dict[str, torch.Tensor]]:
+    forest, total = ForestModel(model.get_base_model() if hasattr(model, "peft_config") else model, words=WORDS), 0.0
+    for batch in pack(samples, tokens_per_microbatch=400, **layout):
+        loss = forest(to_tensors(batch, CPU))
+        loss.backward()
+        total += float(loss.detach())
+    return total, gradients(model)
+
+
+@pytest.mark.parametrize("positions", ["replace", "add"])
+@pytest.mark.parametrize("with_lora", [True, False], ids=["adapter", "base"])
+@pytest.mark.parametrize(("kind", "count"), [("Qwen3", 1), ("Qwen3", 2), ("Qwen3", 16), ("Gemma3Text", 5), ("Glm4", 5), ("Mistral", 7)])
+def test_isolated_branches_with_coordinates_are_separate_chains(kind, count, with_lora, positions, random_model):
+    """Loss and gradients to 1e-5, of every weight where there is no adapter; as trees, as stacked chains, and as chains in one row."""
+    model = with_adapter(random_model(kind)) if with_lora else random_model(kind)
+    layout = Branches(rope_2d_ratio=0.75, branch_stride=9, positions=positions)
+    install(model, layout)
+    tree, chains = trunk_and_branches(np.random.default_rng(count), count, layout)
+    expected = one_by_one(model, chains)
+    for samples, options in (([tree], {}), (chains, {}), (chains, {"row_tokens": 100}), (chains, {"share_prefixes": True})):
+        loss, grads = at_once(model, samples, **options)
+        assert loss == pytest.approx(expected[0], rel=1e-5)
+        noise = 3e-7 * torch.stack([g.norm() for g in expected[1].values()]).norm()
+        assert grads.keys() == expected[1].keys() and len(grads) >= 20
+        for name, gradient in expected[1].items():
+            assert (grads[name] - gradient).norm() <= 1e-5 * gradient.norm() + noise, name
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("columnar", [False, True])
+def test_permuted_branches_are_permuted_and_coordinates_tell_them_apart(columnar, random_model):
+    model = random_model("Qwen3")
+    layout = Branches(rope_2d_ratio=0.5, branch_stride=30)
+    install(model, layout)
+    forest = ForestModel(model, words=WORDS, columnar=columnar)
+    rng = np.random.default_rng(3)
+    trunk, texts = rng.integers(0, WORDS, 5).tolist(), [rng.integers(0, WORDS, n).tolist() for n in (4, 7, 3, 6)]
+    order = [2, 0, 3, 1]
+
+    def hidden(texts: list[list[int]], numbers: list[int]) -> list[torch.Tensor]:
+        tree, _ = rows_of(trunk, texts, [layout.coordinate(number) for number in numbers])
+        found = forest.hidden(to_tensors(whole_row(tree.forest), CPU))[0]
+        return list(found.split([len(trunk), *map(len, texts)]))
+
+    first, *own = hidden(texts, [0, 1, 2, 3])
+    again, *permuted = hidden([texts[i] for i in order], order)
+    for place, i in enumerate(order):
+        torch.testing.assert_close(permuted[place], own[i], rtol=1e-5, atol=1e-5)
+    assert torch.allclose(first, again, atol=1e-5)
+    _, *elsewhere = hidden(texts, order)
+    assert all((one - other).abs().max() > 1e-3 for one, other in zip(own, elsewhere, strict=True)), "a coordinate is not an order"
+    _, *fewer = hidden(texts[:3], [0, 1, 2])
+    same = [torch.allclose(one, other, atol=1e-5) for one, other in zip(own[:3], fewer, strict=True)]
+    assert same == [not columnar] * 3, "a peer that is not there changes nothing, unless it was seen"
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Mistral"])
+@pytest.mark.parametrize("columnar", [False, True])
+def test_a_token_sees_exactly_the_drawn_set(columnar, kind, random_model):
+    """One layer: the gradient of every hidden state by every embedding is there where the drawing says so, and zero elsewhere."""
+    model = random_model(kind, num_hidden_layers=1, sliding_window=3) if kind == "Mistral" else random_model(kind, num_hidden_layers=1)
+    layout = Branches(visibility="columnar" if columnar else "isolated", branch_stride=30)
+    install(model, layout)
+    forest = ForestModel(model, words=WORDS, columnar=columnar)
+    tree, _ = trunk_and_branches(np.random.default_rng(0), 3, layout)
+    other, _ = trunk_and_branches(np.random.default_rng(1), 2, layout)
+    batch = to_tensors(whole_row(join([tree, other]).forest), CPU)
+    time, root, end = batch.time[0], torch.tensor(join([tree, other]).forest.root), batch.end[0]
+    embedded: list[torch.Tensor] = []
+    model.get_input_embeddings().register_forward_hook(lambda _, __, out: embedded.append(out))
+    found = forest.hidden(batch)[0]
+    index = range(len(time))
+    seen = [[bool(g.any()) for g in torch.autograd.grad(found[q].sum(), embedded[0], retain_graph=True)[0][0]] for q in index]
+    for q in index:
+        for k in index:
+            own = k <= q < int(end[k])
+            earlier = bool(root[k] == root[q]) and int(time[k]) < int(time[q])
+            near = kind != "Mistral" or int(time[q] - time[k]) < 3
+            assert seen[q][k] == (((earlier or k == q) if columnar else own) and near), (q, k)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["Qwen3", "Gemma3Text", "Mistral", "Cohere2"])
+def test_a_later_column_changes_nothing_to_the_bit(kind, random_model):
+    changes = dict(sliding_window=8, layer_types=["sliding_attention", "full_attention"]) if kind == "Cohere2" else {}
+    model = random_model(kind, **changes)
+    layout = Branches(visibility="columnar", branch_stride=30)
+    install(model, layout)
+    forest = ForestModel(model, words=WORDS, columnar=True)
+    tree, _ = rows_of([1, 2, 3], [[4, 5, 6, 7], [8, 9, 10, 11, 12], [13, 14]], [30, 60, 90])
+    before = forest.hidden(to_tensors(whole_row(tree.forest), CPU))[0]
+    time = torch.from_numpy(tree.forest.time)
+    for place in range(3, len(time)):
+        ids = tree.forest.ids.copy()
+        ids[place] = 200
+        after = forest.hidden(to_tensors(whole_row(replace(tree.forest, ids=ids)), CPU))[0]
+        stays = (time <= time[place]) & (torch.arange(len(time)) != place)
+        assert torch.equal(before[stays], after[stays])
+        assert all((before[i] != after[i]).any() for i in (time > time[place]).nonzero().flatten().tolist())
+
+
+@pytest.mark.parametrize("columnar", [False, True])
+def test_gradient_checkpointing_changes_nothing_of_branches(columnar, random_model):
+    model = with_adapter(random_model("Qwen3"))
+    layout = Branches(branch_stride=30)
+    install(model, layout)
+    tree, chains = trunk_and_branches(np.random.default_rng(5), 4, layout)
+    forest = ForestModel(model.get_base_model(), words=WORDS, columnar=columnar).train()
+    found = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            forest.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        losses = [forest(to_tensors(stack(rows), CPU)) for rows in ([tree], chains)]
+        sum(losses).backward()
+        found.append(([float(loss.detach()) for loss in losses], gradients(model)))
+    assert found[0][0] == found[1][0] and found[0][1].keys() == found[1][1].keys() and found[0][1]
+    assert all(torch.equal(gradient, found[1][1][name]) for name, gradient in found[0][1].items())
+
+
+@torch.no_grad()
+def test_the_reference_of_branches_stands_where_the_base_stands(random_model):
+    """KL against the base: of a model whose adapter does nothing, the divergence that is left is that of the positions."""
+    model = random_model("Qwen3")
+    peft = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    layout = Branches(branch_stride=30, rope_2d_ratio=1)
+    tree, _ = trunk_and_branches(np.random.default_rng(5), 3, layout)
+    anchors = Anchors(source=np.arange(len(tree), dtype=np.int32), weight=np.ones(len(tree), np.float32))
+    batch = to_tensors(stack([replace(tree, anchors=anchors)]), CPU)
+    forest = ForestModel(peft.get_base_model(), words=WORDS, kl=Kl(beta=1.0)).eval()
+    plain = forest.hidden(batch)
+    forest(batch)
+    assert float(forest.last_kl) == pytest.approx(0, abs=1e-6)
+    install(model, layout)
+    forest(batch)
+    own, base = (forest.logits(each).double().log_softmax(-1) for each in (forest.hidden(batch), plain))
+    apart = float((base.exp() * (base - own)).sum())
+    assert apart > 1e-4 and float(forest.last_kl) == pytest.approx(apart, rel=1e-2)

@@ -14,10 +14,12 @@ from stylora.model import forest_model as forest_model_module
 from stylora.model import proofs as module
 from stylora.model.adapter import attach, save_adapter
 from stylora.model.forest_model import ForestModel
-from stylora.model.proofs import probe, prove_adapters_off, prove_base, prove_kl
+from stylora.model.proofs import probe, prove_adapters_off, prove_base, prove_branches, prove_kl
+from stylora.model.rope_2d import Rope2d, install
 from stylora.model.settings import Adapter
 from stylora.model.stack import build_stack
 from stylora.samples.anchors import Kl
+from stylora.samples.branch_settings import Branches
 
 WORDS = 262
 
@@ -58,13 +60,13 @@ def test_the_training_mode_comes_back(random_model):
 
 def test_no_mask_at_all_is_refused(random_model, monkeypatch):
     """transformers itself keeps documents apart where positions start anew, but knows no trees: the tree is what fails."""
-    monkeypatch.setattr(forest_model_module, "attention_mask", lambda *_: None)
+    monkeypatch.setattr(forest_model_module, "attention_mask", lambda *_, **__: None)
     proofs = prove_base(random_model("Llama"), words=WORDS)
     assert not proofs.packs and "differs from the same document alone" in proofs.lines[-1]
 
 
 def test_a_plain_causal_mask_is_a_leak(random_model, monkeypatch):
-    def causal(end, *_):
+    def causal(end, *_, **__):
         return torch.ones(end.shape[1], end.shape[1]).tril().bool().expand(len(end), 1, -1, -1)
 
     monkeypatch.setattr(forest_model_module, "attention_mask", causal)
@@ -76,9 +78,9 @@ def test_a_leak_through_one_branch_of_a_tree_alone_is_found(random_model, monkey
     """Documents stay apart, branches do not: `end` replaced by the end of the whole tree."""
     right = forest_model_module.attention_mask
 
-    def whole_tree(end, time, *rest):
+    def whole_tree(end, time, *rest, **more):
         trees = int((time == 0).sum())
-        return right(end if trees > 1 else torch.full_like(end, end.shape[1]), time, *rest)
+        return right(end if trees > 1 else torch.full_like(end, end.shape[1]), time, *rest, **more)
 
     monkeypatch.setattr(forest_model_module, "attention_mask", whole_tree)
     proofs = prove_base(random_model("Llama"), words=WORDS)
@@ -95,7 +97,7 @@ def test_positions_that_run_on_through_a_row_are_found(random_model):
 
 
 def test_a_decoder_that_takes_no_mask_is_refused_with_its_reason(random_model, monkeypatch):
-    def refuse(*_):
+    def refuse(*_, **__):
         raise ValueError("masks must be two-dimensional\nsecond line")
 
     monkeypatch.setattr(forest_model_module, "attention_mask", refuse)
@@ -107,8 +109,8 @@ def test_a_decoder_that_takes_no_mask_is_refused_with_its_reason(random_model, m
 def test_a_window_that_is_not_applied_is_found(random_model, monkeypatch):
     right = forest_model_module.attention_mask
 
-    def without_window(end, time, config, *rest):
-        return right(end, time, type(config)(sliding_window=None), *rest)
+    def without_window(end, time, config, *rest, **more):
+        return right(end, time, type(config)(sliding_window=None), *rest, **more)
 
     monkeypatch.setattr(forest_model_module, "attention_mask", without_window)
     proofs = prove_base(random_model("Mistral"), words=WORDS)
@@ -236,3 +238,76 @@ def test_a_kl_that_is_broken_is_found(way, random_model, monkeypatch):
         monkeypatch.setattr(forest_model_module, "edge_and_anchor_loss", no_number)
     with pytest.raises(AssertionError, match="of an adapter that was moved"):
         prove_kl(model, words=WORDS)
+
+
+# --------------------------------------------------------------------------------------------------------- branches
+
+
+def branching(model, **settings) -> tuple[ForestModel, Branches]:
+    layout = Branches(**{"branch_stride": 16, **settings})
+    install(model, layout)
+    return ForestModel(model, words=WORDS, columnar=layout.visibility == "columnar"), layout
+
+
+@pytest.mark.parametrize("visibility", ["isolated", "columnar"])
+@pytest.mark.parametrize("kind", ["Qwen2", "Llama", "Mistral", "Gemma2", "Gemma3Text", "Glm4", "Granite", "GPTNeoX"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_branches_of_dense_models(kind, dtype, visibility, random_model):
+    model = random_model(kind).to(dtype).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for positions, ratio in (("replace", 0.5), ("add", 1.0), ("replace", 0.0)):
+        forest, layout = branching(model, visibility=visibility, positions=positions, rope_2d_ratio=ratio)
+        lines = prove_branches(forest, layout, words=WORDS)
+        assert len(lines) == (2 if ratio else 1) and ("not each other" in lines[0]) == (visibility == "isolated")
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("visibility", ["isolated", "columnar"])
+def test_branches_on_a_model_that_leaks_are_refused(visibility, random_model):
+    forest, layout = branching(random_model("Qwen3Next"), visibility=visibility)
+    with pytest.raises(UserError, match="base: got Qwen3NextForCausalLM: (its layers leak|a token shows)"):
+        prove_branches(forest, layout, words=WORDS)
+
+
+@pytest.mark.parametrize(
+    ("visibility", "wrong", "reason"),
+    [
+        ("isolated", "columnar", "leak across branches"), ("columnar", "isolated", "does not see its peer"),
+        ("columnar", "a column too many", "an earlier or equal column"), ("isolated", "flat time", "differs from the same branch alone"),
+    ],
+)  # fmt: skip
+def test_wrong_masks_of_branches_are_found(visibility, wrong, reason, random_model, monkeypatch):
+    right = forest_model_module.attention_mask
+    forest, layout = branching(random_model("Llama"), visibility=visibility, rope_2d_ratio=0.5)
+
+    def mask(end, time, *rest, columnar):
+        if wrong in ("columnar", "isolated"):
+            return right(end, time, *rest, columnar=wrong == "columnar")
+        seen = right(end, time, *rest, columnar=columnar)
+        return seen | (time[:, None, None, :] == time[:, None, :, None]) if wrong == "a column too many" else seen
+
+    monkeypatch.setattr(forest_model_module, "attention_mask", mask)
+    if wrong == "flat time":
+        rotary = forest.model.model.rotary_emb.rotary
+        asked = rotary.forward
+        monkeypatch.setattr(rotary, "forward", lambda x, position_ids: asked(x, torch.arange(x.shape[1])[None].expand(len(x), -1)))
+    with pytest.raises(UserError, match=reason):
+        prove_branches(forest, layout, words=WORDS)
+
+
+@pytest.mark.parametrize("wrong", ["ignored", "everywhere"])
+def test_coordinates_that_go_elsewhere_are_found(wrong, random_model, monkeypatch):
+    """A model that does not ask its rotary embedding for each call, and one that moves the trunk too."""
+    forest, layout = branching(random_model("Llama"))
+    right = Rope2d.forward
+
+    def forward(self, x, position_ids, layer_type=None):
+        if wrong == "ignored":
+            return self.original(x, position_ids, "")
+        if self.branch is not None:
+            self.branch = self.branch.amax(1, keepdim=True).expand_as(self.branch)
+        return right(self, x, position_ids, layer_type)
+
+    monkeypatch.setattr(Rope2d, "forward", forward)
+    with pytest.raises(UserError, match="does not reach its layers" if wrong == "ignored" else "reaches its trunk|differs from"):
+        prove_branches(forest, layout, words=WORDS)

@@ -12,8 +12,11 @@ from torch import nn
 
 from stylora.errors import UserError
 from stylora.model.adapter import Adapter, adaptable, attach, restore_adapter, save_adapter
+from stylora.model.reference import as_reference
+from stylora.model.rope_2d import coordinates, install
 from stylora.model.stack import activate, build_stack, check_stack, fold, frozen_hash, put_frozen, weigh
 from stylora.model.stack_names import check_names, weights_of
+from stylora.samples.branch_settings import Branches
 
 IDS = torch.arange(3, 20)[None]
 
@@ -294,3 +297,77 @@ def test_names_and_weights():
     check_names(["style", "align"], where="x", do="")
     with pytest.raises(UserError, match="x: got two adapters called 'style', expected a name each; rename"):
         check_names(["style", "align", "style"], where="x", do="rename")
+
+
+# --------------------------------------------------------------------------------------------------------- branches
+
+
+TURNED, FLAT = Branches(branch_stride=16), Branches(rope_2d_ratio=0)
+
+
+@pytest.fixture
+def of_branches(random_model, tmp_path) -> dict[str, str]:
+    made = {"turned": TURNED, "flat": FLAT, "text": None}
+    for seed, (name, branches) in enumerate(made.items()):
+        torch.manual_seed(seed)
+        peft = spread(attach(random_model("Qwen3"), Adapter(r=2), seed=seed))
+        save_adapter(peft, tmp_path / name, base_name="tiny", branches=branches)
+    return {name: str(tmp_path / name) for name in made}
+
+
+OTHERS = {
+    "none": None, "flat": FLAT, "stride": TURNED.model_copy(update={"branch_stride": 8}),
+    "ratio": TURNED.model_copy(update={"rope_2d_ratio": 0.25}), "add": TURNED.model_copy(update={"positions": "add"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("branches", OTHERS)
+@pytest.mark.parametrize("where", ["path", "frozen"])
+def test_an_adapter_at_other_positions_is_refused(where, branches, of_branches, random_model):
+    adapter = Adapter(path=of_branches["turned"]) if where == "path" else Adapter(frozen=(of_branches["text"], of_branches["turned"]))
+    with pytest.raises(UserError, match=r"branches: got .*turned, which was trained at rope_2d_ratio 0.5, branch_stride 16, pos.*say them"):
+        build_stack(random_model("Qwen3"), adapter, seed=0, branches=OTHERS[branches])
+
+
+@pytest.mark.parametrize("branches", [TURNED, TURNED.model_copy(update={"visibility": "columnar"})])
+@pytest.mark.parametrize("where", ["path", "frozen"])
+def test_an_adapter_at_the_same_positions_is_taken(where, branches, of_branches, random_model):
+    below = (of_branches["text"], of_branches["flat"])
+    adapter = Adapter(path=of_branches["turned"], frozen=below) if where == "path" else Adapter(frozen=(*below, of_branches["turned"]))
+    peft = build_stack(random_model("Qwen3"), adapter, seed=0, branches=branches)
+    assert len(peft.active_adapters) == (3 if where == "path" else 4)
+
+
+@pytest.mark.parametrize("name", ["flat", "text"])
+def test_adapters_at_the_bases_own_positions_go_with_any_branches(name, of_branches, random_model):
+    for branches in (None, FLAT, TURNED):
+        build_stack(random_model("Qwen3"), Adapter(path=of_branches[name]), seed=0, branches=branches)
+        build_stack(random_model("Qwen3"), Adapter(frozen=(of_branches[name],)), seed=0, branches=branches)
+
+
+def test_turned_branches_are_not_folded(of_branches, random_model):
+    adapter = Adapter(frozen=(of_branches["turned"],), fold_frozen=True)
+    with pytest.raises(UserError, match="adapter.fold_frozen: got true, with .*turned"):
+        build_stack(random_model("Qwen3"), adapter, seed=0, branches=TURNED)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["text", "turned"])
+def test_the_frozen_reference_stands_where_it_was_trained(name, of_branches, random_model):
+    """A style that was trained on text is held to as such; one of branches with their coordinates."""
+    below = put_frozen(random_model("Qwen3"), [of_branches[name]])
+    install(below, TURNED if name == "turned" else None)
+    time = torch.arange(17)[None]
+    branch = (time > 5) * 16
+
+    def logits(model: nn.Module) -> torch.Tensor:
+        with coordinates(model, branch):
+            return model(input_ids=IDS, position_ids=time).logits
+
+    expected = logits(below.eval())
+    peft = spread(build_stack(random_model("Qwen3"), Adapter(r=2, frozen=(of_branches[name],)), seed=0, branches=TURNED)).eval()
+    install(peft, TURNED)
+    own = logits(peft)
+    with as_reference(peft.get_base_model(), "frozen"):
+        torch.testing.assert_close(logits(peft), expected, rtol=0, atol=1e-6)
+    assert (own - expected).abs().max() > 1e-2

@@ -34,7 +34,37 @@ def test_dense_drawing():
     end, time = tensors(join([bare([1, 2]), bare([3, 4, 5])]))
     shown = drawing(dense(end, time)[0, 0])
     assert shown == ["#....", "##...", "..#..", "..##.", "..###"]
-    assert shown == [line.split()[-1] for line in (dense.__doc__ or "").splitlines() if line.endswith((".", "#")) and "#" in line]
+    assert shown == drawn()[:5]
+
+
+def drawn() -> list[str]:
+    """The drawings in the docstring, line by line."""
+    return [line.split()[-1] for line in (dense.__doc__ or "").splitlines() if line.endswith((".", "#")) and "#" in line]
+
+
+def test_columnar_drawing():
+    """a b, branches c d and e: e sees its trunk, d also e, which stands a column before it."""
+    end, time = torch.tensor([[5, 5, 4, 4, 5]]), torch.tensor([[0, 1, 2, 3, 2]])
+    shown = drawing(dense(end, time, columnar=True)[0, 0])
+    assert shown == ["#....", "##...", "###..", "#####", "##..#"]
+    assert shown == drawn()[5:]
+
+
+def test_columnar_trees_of_a_row_and_padding_do_not_see_each_other():
+    """Two trees beside each other, each as it is alone; a chain is what it is in any case."""
+    long, short = join([tree(), bare([1, 2, 3])]), tree()
+    mask = dense(*tensors(long, short), columnar=True)
+    alone = dense(*tensors(short), columnar=True)[0, 0]
+    assert drawing(alone) == ["#.....", "##....", "###...", "#####.", "##..#.", "###.##"]
+    assert torch.equal(mask[0, 0, :6, :6], alone) and torch.equal(mask[1, 0, :6, :6], alone)
+    assert drawing(mask[0, 0, 6:]) == ["......#..", "......##.", "......###"] and not mask[0, 0, :6, 6:].any()
+    assert drawing(mask[1, 0, 6:]) == ["......#..", ".......#.", "........#"] and not mask[1, 0, :6, 6:].any()
+
+
+def test_a_columnar_window_counts_columns():
+    """Of s s u1 a1 u2 a2 a window of 2 leaves the column before."""
+    mask = dense(*tensors(tree()), window=2, columnar=True)[0, 0]
+    assert drawing(mask) == ["#.....", "##....", ".##...", "..###.", ".#..#.", "..#.##"]
 
 
 def test_dense_is_the_forests_own_visibility_and_padding_sees_itself_only():
@@ -62,19 +92,20 @@ def test_additive_form_is_zero_where_seen_and_the_lowest_number_elsewhere(random
     assert (mask[~seen] == torch.finfo(torch.bfloat16).min).all()
 
 
+@pytest.mark.parametrize("columnar", [False, True])
 @pytest.mark.parametrize("window", [None, 3])
-def test_block_mask_is_the_dense_one(window, random_model):
+def test_block_mask_is_the_dense_one(window, columnar, random_model):
     """Forward only: flex_attention has no backward on the CPU."""
     from torch.nn.attention.flex_attention import BlockMask, create_mask
 
     config = random_model("Mistral", sliding_window=window).config
     long = join([tree(), bare(np.arange(150))])
     end, time = tensors(long, tree())
-    blocks = attention_mask(end, time, config, "flex_attention", torch.float32)
+    blocks = attention_mask(end, time, config, "flex_attention", torch.float32, columnar=columnar)
     assert isinstance(blocks, BlockMask)
     tokens = end.shape[1]
     shown = create_mask(blocks.mask_mod, 2, 1, tokens, tokens, device="cpu")
-    assert torch.equal(shown, dense(end, time, window))
+    assert torch.equal(shown, dense(end, time, window, columnar=columnar))
     occupied = torch.nn.functional.pad(shown, (0, -tokens % 128, 0, -tokens % 128)).unflatten(2, (-1, 128)).unflatten(4, (-1, 128))
     assert torch.equal(blocks.to_dense().bool(), occupied.any(dim=(3, 5))), "a block with a seen key is skipped"
 

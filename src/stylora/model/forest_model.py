@@ -3,8 +3,9 @@
     loss = sum(w * CE) / W  +  beta * sum(v * KL) / V        edges with weight w, anchors with weight v
 
 The loss is computed inside `forward`, so that a wrapper (DDP, FSDP) sees the whole computation. The reference of KL is the same model with
-its adapters off (model/reference.py); its pass comes first, without a gradient, and leaves only the hidden states at anchors. Knows
-models and forests, no data, no recipes.
+its adapters off (model/reference.py); its pass comes first, without a gradient, and leaves only the hidden states at anchors. Branches'
+coordinates reach a model that carries them (model/rope_2d.py) for the length of its decoder's call. Knows models and forests, no data, no
+recipes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stylora.samples.anchors import Kl
 from .base import decoder_of
 from .head import CHUNK_ELEMENTS, Anchored, Edges, Logits, edge_and_anchor_loss, edge_nats, logits_by_model
 from .reference import adapted_layers, as_reference
+from .rope_2d import coordinates, installed
 from .visibility import attention_mask
 
 
@@ -134,18 +136,21 @@ class ForestModel(nn.Module):
     words: the number of real tokens (len(tokenizer)): the embedding's rows after it are padding and no part of the mask's mean
     head: "module" where the head module was proved to give the model's logits, else "model" (the model's own forward after its decoder)
     kl: holds the model to its reference at the anchors of the batches; without it, or with its beta 0, anchors cost and change nothing
+    columnar: branches of a tree see each other's earlier columns; such trees must not be merged
 
     last_ce, last_kl: float32 scalars without a gradient, sum(weight * CE) and sum(weight * KL) of the last forward, the latter before beta
     """
 
     mask_vector: Tensor
 
-    def __init__(self, model: PreTrainedModel, *, words: int, head: str = "module", kl: Kl | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, words: int, head: str = "module", kl: Kl | None = None, columnar: bool = False
+    ) -> None:
         super().__init__()
         assert head in ("module", "model"), head
         self.model = model
         self.vocabulary = model.get_output_embeddings().weight.shape[0]
-        self.head, self.kl = head, kl
+        self.head, self.kl, self.columnar = head, kl, columnar
         self.last_ce, self.last_kl = torch.zeros((), device=model.device), torch.zeros((), device=model.device)
         self.register_buffer("mask_vector", mean_embedding(model, words), persistent=False)
 
@@ -165,9 +170,14 @@ class ForestModel(nn.Module):
             inputs = {"input_ids": batch.ids}
         if not batch.causal:  # a plain causal row needs neither a mask nor positions: its time is 0, 1, 2, ...
             implementation = config.get_text_config()._attn_implementation
-            inputs["attention_mask"] = attention_mask(batch.end, batch.time, config, implementation, self.model.dtype)
+            inputs["attention_mask"] = attention_mask(
+                batch.end, batch.time, config, implementation, self.model.dtype, columnar=self.columnar
+            )
             inputs["position_ids"] = batch.time
-        return decoder_of(self.model)(**inputs, use_cache=False).last_hidden_state
+        elif installed(self.model) is not None:  # a coordinate for each position of each row: `time` of padding would begin anew
+            inputs["position_ids"] = torch.arange(batch.ids.shape[1], device=batch.ids.device).expand_as(batch.ids)
+        with coordinates(self.model, batch.branch):
+            return decoder_of(self.model)(**inputs, use_cache=False).last_hidden_state
 
     def forward(self, batch: TensorBatch) -> Tensor:
         """sum(weight * CE) over the batch's edges + beta * sum(weight * KL) over its anchors, float32 scalar."""

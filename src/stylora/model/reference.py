@@ -3,7 +3,8 @@
     base      every adapter off
     frozen    the trainable adapters off, the frozen ones below them on; with one adapter the same as `base`
 
-Every dropout is off and nothing has a gradient. Afterwards all is as it was: which adapters are active, what trains, every module's mode.
+Every dropout is off, nothing has a gradient, and positions are the base's own (model/rope_2d.py), unless an adapter that stays on was
+trained with others. Afterwards all is as it was: which adapters are active, what trains, every module's mode.
 PEFT's own `disable_adapter()` does not leave it so: on its way out it makes every active adapter trainable, the frozen ones too.
 
 Knows PEFT's layers and nothing of losses.
@@ -12,13 +13,16 @@ Knows PEFT's layers and nothing of losses.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
+
+from .adapter import carries_coordinates
+from .rope_2d import one_dimensional
 
 Reference = Literal["base", "frozen"]
 
@@ -31,15 +35,19 @@ def as_reference(model: nn.Module, reference: Reference = "base") -> Iterator[No
     modes = [(module, module.training) for module in model.modules()]
     trains = [(parameter, parameter.requires_grad) for layer in layers for parameter in layer.parameters()]
     active = [(layer, list(layer.active_adapters), layer.disable_adapters) for layer in layers]
+    stay: set[str] = set()
     try:
         model.eval()
         for layer in layers:
             kept = [name for name in layer.active_adapters if not _trains(layer, name)] if reference == "frozen" else []
+            stay |= {*kept}
             if kept:
                 layer.set_adapter(kept)
             else:
                 layer.enable_adapters(False)
-        with torch.no_grad():
+        configs = getattr(model, "peft_config", {})  # of a part of a model, such as its head, there are none, and no positions
+        branching = any(carries_coordinates(configs[name]) for name in stay & configs.keys())
+        with torch.no_grad(), nullcontext() if branching else one_dimensional(model):
             yield
     finally:
         for layer, names, off in active:

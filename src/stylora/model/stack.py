@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stylora.errors import UserError
+from stylora.samples.branch_settings import Branches
 
-from .adapter import attach, check_linear, load_adapter
+from .adapter import attach, check_linear, load_adapter, read_branches
+from .rope_2d import place
 from .settings import Adapter
 from .stack_names import check_dora
 
@@ -36,13 +38,17 @@ def frozen_name(number: int) -> str:
     return f"frozen{number}"
 
 
-def build_stack(model: PreTrainedModel, adapter: Adapter, *, seed: int, weights: Sequence[float] = ()) -> PeftModel:
+def build_stack(
+    model: PreTrainedModel, adapter: Adapter, *, seed: int, weights: Sequence[float] = (), branches: Branches | None = None
+) -> PeftModel:
     """The frozen adapters that `adapter` names, bottom to top, and on them the one that learns, fresh or saved before.
 
     model: where they are to be folded, the base into which they were; weights: factors of the frozen ones' updates, all 1 by default
+    branches: of the stage that trains, None where it has none
     All are active, one is trainable, and the frozen ones have no dropout. Raises UserError where one does not fit, is no LoRA adapter
-    that can be switched off, or can't be weighted.
+    that can be switched off, can't be weighted, or was trained at other positions than those of the stage.
     """
+    _check_positions(adapter, branches)
     adapted: PreTrainedModel | PeftModel = model if adapter.fold_frozen else put_frozen(model, adapter.frozen, weights)
     if adapter.path is None:
         adapted = attach(adapted, adapter, seed=seed)
@@ -53,6 +59,23 @@ def build_stack(model: PreTrainedModel, adapter: Adapter, *, seed: int, weights:
         check_dora(top.use_dora, folded=adapter.fold_frozen, dropout=top.lora_dropout)
     activate(adapted, trainable=TOP)
     return adapted
+
+
+def _check_positions(adapter: Adapter, branches: Branches | None) -> None:
+    """Raises UserError for a saved adapter whose branches carry a coordinate where those of the stage carry another one or none."""
+    for folder in [*adapter.frozen, *([] if adapter.path is None else [adapter.path])]:
+        theirs = read_branches(Path(folder))
+        if theirs is None or not theirs.rope_2d_ratio:
+            continue
+        if place(theirs) != place(branches):
+            raise UserError(
+                "branches", got=f"{place(branches)}, with {folder}, which was trained at {place(theirs)}",
+                expected="the positions that every adapter was trained at",
+                do="say them in `branches`, of a stage whose data.format is branches, or leave that adapter out",
+            )  # fmt: skip
+        if adapter.fold_frozen and folder in adapter.frozen:
+            raise UserError("adapter.fold_frozen", got=f"true, with {folder}, whose branches carry a coordinate",
+                            expected="adapters that work at the base's own positions", do="fold nothing")  # fmt: skip
 
 
 def put_frozen(model: PreTrainedModel, folders: Sequence[str], weights: Sequence[float] = ()) -> PreTrainedModel | PeftModel:

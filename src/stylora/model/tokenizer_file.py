@@ -32,18 +32,28 @@ def context_length(name: str, where: str = "base") -> int | None:
 
 def chat_template(name: str, where: str = "base") -> str:
     """The base's chat template, in Jinja: of `chat_template.jinja`, else of `tokenizer_config.json`. Raises UserError where it has none."""
+    template = _chat_template(name)
+    if template is None:
+        raise UserError(
+            where, got=f"{name!r}, which has no chat template", expected="a base that was made for chat",
+            do="use its instruct version, or put a chat_template.jinja beside its tokenizer.json",
+        )  # fmt: skip
+    return template
+
+
+def has_chat_template(name: str) -> bool:
+    """Was the base made for chat?"""
+    return _chat_template(name) is not None
+
+
+def _chat_template(name: str) -> str | None:
     path = optional_file(name, "chat_template.jinja")
     if path is not None:
         return path.read_text(encoding="utf-8")
     template = _tokenizer_config(name).get("chat_template")
     if isinstance(template, list):  # several, each with a name
         template = {each["name"]: each["template"] for each in template}.get("default")
-    if not isinstance(template, str):
-        raise UserError(
-            where, got=f"{name!r}, which has no chat template", expected="a base that was made for chat",
-            do="use its instruct version, or put a chat_template.jinja beside its tokenizer.json",
-        )  # fmt: skip
-    return template
+    return template if isinstance(template, str) else None
 
 
 def special_tokens(name: str) -> dict[str, str]:

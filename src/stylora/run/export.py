@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from stylora import __version__
 from stylora.errors import UserError, did_you_mean
 from stylora.evaluate.prompts import PROMPTS
-from stylora.model.adapter import check_linear, save_adapter, strip
+from stylora.model.adapter import check_linear, read_config, save_adapter, strip
 from stylora.model.base import Base, load_base
 from stylora.model.device import DTYPES, Device
 from stylora.model.export import (
@@ -45,6 +45,7 @@ from stylora.model.export import (
     merge,
     shrink,
 )
+from stylora.model.rope_2d import place
 from stylora.model.stack_names import check_names
 from stylora.model.tokenizer_file import base_path
 from stylora.train.interruption import Interruption
@@ -99,12 +100,18 @@ def export(
 
     force: replace an earlier export there, and export also what was changed after training
     Raises UserError for options and adapters that do not go together, a folder that is not ours to fill, a base in packed weights, and
-    where what was written is not the model it should be; Interrupted after a signal, which leaves FOLDER as it was.
+    where what was written is not the model it should be, and for branches that carry a coordinate, which no other program knows;
+    Interrupted after a signal, which leaves FOLDER as it was.
     """
     wanted.check()
     found = working(find_model(name, base=base, force=force))
+    if found.branches is not None and found.branches.rope_2d_ratio:
+        raise UserError(
+            found.name, got=f"an adapter whose branches stand at {place(found.branches)}", expected="positions that other programs know",
+            do="use it here (`stylora branches`), or train it with branches.rope_2d_ratio 0, which can be exported",
+        )  # fmt: skip
     for layer in found.layers:
-        config = PeftConfig.from_pretrained(str(layer.folder))
+        config = read_config(layer.folder)
         if wanted.kind != "merged":
             check_addable(config, str(layer.folder))
         elif layer.weight != 1:

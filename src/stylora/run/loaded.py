@@ -4,6 +4,7 @@
     loaded.weigh("style", 0.5)                 # half as much of one adapter
     loaded.swap("runs/letters/instruct")       # another stack; what both have in common is not read again
     with loaded.bare(): ...                    # the base alone, for as long as this lasts
+    for branch, text in loaded.branches("第一章", ["晨，", "夜，"]): ...      # continuations of one text, decoded together
 
 A stack that is refused leaves the one that is there, with its weights.
 """
@@ -19,24 +20,39 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from stylora.errors import UserError
-from stylora.model.adapter import check_linear, load_adapter, strip
+from stylora.generate.settings import Sampling
+from stylora.model.adapter import LORA_2D, check_linear, load_adapter, read_branches, strip
 from stylora.model.base import Base, base_path, fingerprint, load_base
 from stylora.model.device import Device, choose_device
+from stylora.model.proofs import prove_base
 from stylora.model.reference import as_reference
+from stylora.model.rope_2d import install
 from stylora.model.stack import activate, weigh
 from stylora.model.stack_names import weights_of
+from stylora.samples.branch_settings import Branches
+from stylora.samples.branches import Opening
+from stylora.samples.conversations import Message
 
+from .branch_questions import Asked
+from .branches import Ready, tasks_of
 from .folder import adapter_hash, config_hash, read_object
-from .open import Found, Layer, check_fingerprint, find_model
+from .open import Found, Layer, agreed, check_fingerprint, find_model
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Loaded:
-    """An adapter in memory. called: by PEFT; file: where it was read, with the hashes of its weights and its configuration then"""
+    """An adapter in memory. called: by PEFT; file: where it was read, with the hashes of its weights and its configuration then; branches:
+    how those were laid out that it was trained on, None where it was trained on other data"""
 
     layer: Layer
     called: str
     file: tuple[Path, str, str]
+    branches: Branches | None
+
+
+def _layout(adapters: Sequence[_Loaded], where: str) -> Branches | None:
+    """How branches are laid out on these adapters. Raises UserError where they stand at different positions."""
+    return agreed({each.layer.name: each.branches for each in adapters if each.layer.weight}, where=where)
 
 
 class LoadedModel:
@@ -63,12 +79,18 @@ class LoadedModel:
         self._peft: PeftModel | None = None
         self._adapters: tuple[_Loaded, ...] = ()
         self._number = 0
+        self._apart: bool | None = None  # does it read branches one after the other? None until it is asked for any
         self._put(found)
 
     @property
     def model(self) -> PeftModel | PreTrainedModel:
         """What to call: with the stack on it, in eval mode."""
         return self.base.model if self._peft is None else self._peft
+
+    @property
+    def layout(self) -> Branches | None:
+        """How branches are laid out; None where no adapter was trained on any."""
+        return _layout(self._adapters, self.found.name)
 
     @property
     def weights(self) -> dict[str, float]:
@@ -87,16 +109,42 @@ class LoadedModel:
         self._put(found)
 
     def weigh(self, name: str, weight: float) -> None:
-        """Set the factor of one adapter's update, in memory. Raises UserError for a name that none has, and for an adapter that can't be
-        weighted."""
+        """Set the factor of one adapter's update, in memory. Raises UserError for a name that none has, for an adapter that can't be
+        weighted, and where those that are not left out stand at different positions."""
         weights_of(list(self.weights), {name: weight}, where=self.found.name)
         (chosen,) = [each for each in self._adapters if each.layer.name == name]
         assert self._peft is not None
-        weigh(self._peft, chosen.called, weight)
-        self._adapters = tuple(
+        adapters = tuple(
             replace(each, layer=replace(each.layer, weight=weight)) if each is chosen else each for each in self._adapters
         )
+        layout = _layout(adapters, self.found.name)
+        with ExitStack() as undo:
+            weigh(self._peft, chosen.called, weight)
+            undo.callback(weigh, self._peft, chosen.called, chosen.layer.weight)
+            install(self.base.model, layout)
+            undo.pop_all()
+        self._adapters = adapters
         self.found = replace(self.found, layers=tuple(each.layer for each in self._adapters), weighted=True)
+
+    def branches(
+        self, main: str | Sequence[Message], openings: Sequence[Opening], sampling: Sampling | None = None, *,
+        limits: Sequence[int | None] | None = None, seeds: Sequence[int | None] | None = None, live: int = 64,
+    ) -> Iterator[tuple[int, str]]:  # fmt: skip
+        """Continue `main` in several ways at once: (number of the branch, text that it gains), as they come.
+
+        main: a text, or messages; openings: how each branch begins, a prompt ("" for none), `Begun(text)`, or a question's messages
+        limits: tokens of each branch at most; seeds: a draw of its own for each; None for those of `sampling`; live: advance together
+        As the stack was trained on branches (`layout`), else isolated. Raises UserError for what can't be decoded, at once.
+        """
+        sampling, none = sampling or Sampling(), [None] * len(openings)
+        asked = Asked(main=main if isinstance(main, str) else [*main], openings=openings, limits=limits or none, seeds=seeds or none,
+                      where="branches")  # fmt: skip
+        tasks, layout = tasks_of(self.found, [asked], sampling)
+        if self._apart is None:
+            with self.bare() as model:
+                self._apart = not prove_base(model, words=len(self.base.tokenizer)).packs
+        ready = Ready(model=self.model, base=self.base, layout=layout, apart=self._apart)
+        return ((piece.branch, piece.text) for piece in ready.decode(tasks, sampling, live) if piece.text)
 
     @contextmanager
     def bare(self) -> Iterator[PreTrainedModel]:
@@ -112,6 +160,7 @@ class LoadedModel:
         with ExitStack() as undo:  # whatever ends it: a refusal, no more memory, Ctrl-C
             undo.callback(self._keep, self._peft, self._adapters)
             now = self._read(found.layers)
+            install(self.base.model, _layout(now, found.name))
             undo.pop_all()
         self._keep(self._peft, now)
         self.found, self.forced = found, forced
@@ -142,7 +191,7 @@ class LoadedModel:
     def _load(self, layer: Layer, file: tuple[Path, str, str]) -> _Loaded:
         _check_removable(layer.folder)
         self._number += 1
-        loaded = _Loaded(layer=layer, called=f"adapter{self._number}", file=file)
+        loaded = _Loaded(layer=layer, called=f"adapter{self._number}", file=file, branches=read_branches(layer.folder))
         self._peft = load_adapter(self.model, layer.folder, name=loaded.called)
         return loaded
 
@@ -163,13 +212,14 @@ class LoadedModel:
             for each in adapters:
                 weigh(peft, each.called, each.layer.weight)
         self._adapters = adapters
+        install(self.base.model, self.layout)
         self.model.eval()
 
 
 def _check_removable(folder: Path) -> None:
     """Raises UserError for an adapter that would leave something behind in the base when it is taken off."""
     config, reason = read_object(folder / "adapter_config.json"), None
-    if config.get("peft_type") != "LORA":
+    if config.get("peft_type") not in ("LORA", LORA_2D):
         reason = f"an adapter of type {config.get('peft_type')}"
     elif config.get("bias", "none") != "none":
         reason = "an adapter that changes biases of the base"

@@ -20,12 +20,14 @@ from peft import PeftModel
 from transformers import PreTrainedModel
 
 from stylora.errors import UserError
-from stylora.model.adapter import load_adapter
+from stylora.model.adapter import load_adapter, read_branches
 from stylora.model.base import Base, fingerprint, load_base, same_base
 from stylora.model.device import Device
+from stylora.model.rope_2d import install, place
 from stylora.model.stack import TOP, activate, frozen_name, weigh
 from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import load_recipe
+from stylora.samples.branch_settings import Branches
 from stylora.train.checkpoint import MANIFEST
 
 from .folder import (
@@ -93,15 +95,24 @@ class Found:
         """What names the base, for messages."""
         return str(self.stack or self.adapter or "MODEL")
 
+    @property
+    def branches(self) -> Branches | None:
+        """How branches are laid out (`agreed`)."""
+        return agreed({layer.name: read_branches(layer.folder) for layer in self.layers if layer.weight}, where=self.name)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """base, and the model to call: a PeftModel where there is an adapter, else the base's own; forced: what is not as it was in training"""
+    """base, and the model to call: a PeftModel where there is an adapter, else the base's own; forced: what is not as it was in training
+
+    branches: how they are laid out, None where no adapter was trained on any; where they carry a coordinate the model does, too
+    """
 
     base: Base
     model: PeftModel | PreTrainedModel
     adapter: Path | None
     forced: tuple[str, ...] = ()
+    branches: Branches | None = None
 
 
 def open_model(
@@ -119,13 +130,30 @@ def open_model(
 
 
 def find_model(name: str, *, base: str | None = None, force: bool = False) -> Found:
-    """What MODEL names. Raises UserError for a folder that is none of the forms, for weights of adapters it does not have, and, unless
-    forced, for an adapter that was changed after training."""
+    """What MODEL names. Raises UserError for a folder that is none of the forms, for weights of adapters it does not have, for adapters
+    that do not stand at the same positions, and, unless forced, for an adapter that was changed after training."""
     place, weights = _with_weights(name)
     found = _find(name, Path(place), place, base, force)
     weights_of([layer.name for layer in found.layers], weights, where=name)  # says which names there are
     layers = [replace(layer, weight=weights.get(layer.name, layer.weight)) for layer in found.layers]
-    return replace(found, layers=tuple(layers), weighted=bool(weights), force=force)
+    found = replace(found, layers=tuple(layers), weighted=bool(weights), force=force)
+    _ = found.branches  # refuses adapters that do not agree
+    return found
+
+
+def agreed(branches: Mapping[str, Branches | None], *, where: str) -> Branches | None:
+    """The layout of the topmost adapter that has one. branches: of each adapter by its name, bottom to top
+
+    Those that carry a coordinate come first, and must stand at the same positions: raises UserError where two do not.
+    """
+    said = {name: each for name, each in branches.items() if each is not None}
+    turned = {name: each for name, each in said.items() if each.rope_2d_ratio} or said
+    if len({place(each) for each in turned.values()}) > 1:
+        raise UserError(
+            where, got="; ".join(f"{name} at {place(each)}" for name, each in turned.items()),
+            expected="adapters that were trained at the same positions", do="leave all but one out, as in @NAME=0",
+        )  # fmt: skip
+    return next(reversed(turned.values()), None)
 
 
 def _with_weights(name: str) -> tuple[str, dict[str, float]]:
@@ -174,8 +202,9 @@ def _find(name: str, path: Path, place: str, base: str | None, force: bool) -> F
 
 
 def put_on(base: Base, found: Found) -> Opened:
-    """The model on its base, which has no adapter yet. Raises UserError for a base it was not trained on, unless forced."""
-    forced = check_fingerprint(base, found)
+    """The model on its base, which has no adapter yet, at the positions it was trained at. Raises UserError for a base it was not trained
+    on, unless forced, and for one whose rotary pairs can't carry its branches."""
+    forced, branches = check_fingerprint(base, found), found.branches
     model: PeftModel | PreTrainedModel = base.model
     for number, layer in enumerate(found.layers):
         name = TOP if number == len(found.layers) - 1 else frozen_name(number)
@@ -184,7 +213,8 @@ def put_on(base: Base, found: Found) -> Opened:
             weigh(model, name, layer.weight)
     if isinstance(model, PeftModel) and len(found.layers) > 1:  # one by itself is active, of whatever type it is
         activate(model, trainable=None)
-    return Opened(base=base, model=model.eval(), adapter=found.adapter, forced=forced)
+    install(base.model, branches)
+    return Opened(base=base, model=model.eval(), adapter=found.adapter, forced=forced, branches=branches)
 
 
 def check_fingerprint(base: Base, found: Found, ours: dict[str, Any] | None = None) -> tuple[str, ...]:

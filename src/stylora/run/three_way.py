@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from peft import PeftConfig
 from rich.console import Console
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from stylora.evaluate.voice import Voice
 from stylora.generate.decode import Model, Row, decode, end_tokens, open_row
 from stylora.generate.settings import Sampling
 from stylora.generate.text import CONTEXT
-from stylora.model.adapter import check_linear
+from stylora.model.adapter import check_linear, read_config
 from stylora.model.base import Base, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
@@ -60,7 +59,7 @@ def three_way(
     found = subject.found
     tokenizer_file(found.base, where=found.where)
     for folder in found.adapters if len(found.adapters) > 1 else ():
-        check_linear([PeftConfig.from_pretrained(str(folder))], where=str(folder), do="its parts can't be switched off one by one")
+        check_linear([read_config(folder)], where=str(folder), do="its parts can't be switched off one by one")
     yardsticks = choose_yardsticks(subject, data, stage, held_out)
     yardsticks.warnings.extend(subject.warnings)
     each_state, device = variants(subject), choose_device()

@@ -86,7 +86,7 @@ def choose_yardsticks(subject: Subject, data: Path | None, stage: str | None, he
     if stage is not None:
         given = _only(given, stage)
     asked = next((one for one in [*reversed(given), *own] if one.stages[0].data.format == "chat"), None)
-    style = next((one for one in [*reversed(given), *own] if one.stages[0].data.format != "chat"), None)
+    style = next((one for one in [*reversed(given), *own] if one.stages[0].data.format in ("novels", "text")), None)
     if asked is None and held_out is not None:
         raise UserError("--held-out", got="no recipe that says what the answers of training look like", expected="--data",
                         do="name the recipe of the instructions")  # fmt: skip

@@ -12,7 +12,7 @@ alone, or a bare base: then fewer variants are left. Finds and switches; loads n
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from peft import PeftModel
@@ -21,6 +21,7 @@ from stylora.errors import UserError
 from stylora.generate.decode import Model
 from stylora.model.base import same_base
 from stylora.model.reference import as_reference
+from stylora.model.rope_2d import one_dimensional
 from stylora.model.stack import TOP, frozen_name, weigh
 
 from .folder import adapter_hash, parent_stage, read_object
@@ -190,8 +191,11 @@ def switched(model: Model, found: Found, variant: Variant) -> Iterator[None]:
     ]  # fmt: skip
     for name, _, weight in changed:
         weigh(model, name, weight)
+    left = replace(found, layers=tuple(replace(layer, weight=w) for layer, w in zip(found.layers, variant.weights, strict=True)))
+    branching = left.branches is not None and left.branches.rope_2d_ratio
     try:
-        yield
+        with nullcontext() if branching else one_dimensional(model):
+            yield
     finally:
         for name, before, _ in changed:
             weigh(model, name, before)
