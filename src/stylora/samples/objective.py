@@ -22,7 +22,7 @@ from .span import span
 
 READ_BY: dict[str, set[str]] = {
     "clm": set(), "span": {"mask_ratio", "span_ratio", "span_length", "whole_words"}, "fim": {"fim_rate", "spm_rate", "loss"},
-    "answers": set(),
+    "answers": set(), "branches": set(),
 }  # fmt: skip
 """kind -> the settings it reads; `kl` stands beside any of them"""
 ANCHORS = 1
@@ -33,7 +33,8 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
     """What a window of text or a conversation is made to teach.
 
     kind: `clm` next token everywhere; `span` next token where the token itself was hidden; `fim` fill in the middle; `answers` what the
-        assistant says in conversations. None is `answers` for conversations, which have no other, and `clm` for text
+        assistant says in conversations; `branches` what continues a trunk. None is `answers` for conversations and `branches` for branches,
+        which have no other, and `clm` for text
     mask_ratio: span: share of tokens predicted, 15 % as BERT; 0 would teach nothing
     span_ratio: span: share of those that lie in spans, the rest single tokens
     span_length: span: shortest and longest span in tokens, idiom length in Chinese
@@ -44,7 +45,7 @@ class Objective(BaseModel, frozen=True, extra="forbid"):
     kl: hold the model to its reference while it learns; null for cross-entropy alone
     """
 
-    kind: Literal["clm", "span", "fim", "answers"] | None = None
+    kind: Literal["clm", "span", "fim", "answers", "branches"] | None = None
     mask_ratio: float = Field(default=0.15, gt=0, le=1)
     span_ratio: float = Field(default=0.5, ge=0, le=1)
     span_length: tuple[int, int] = (3, 5)
@@ -88,9 +89,10 @@ def read_vocabulary(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def check_kind(objective: Objective, format: str, where: str = "objective.kind") -> None:
-    """Raises UserError for `answers` of text, and for anything else of conversations. format: of the data"""
-    if objective.kind is not None and (objective.kind == "answers") != (format == "chat"):
-        expected = "answers, for conversations have no other" if format == "chat" else f"clm, span or fim, for the data are `{format}`"
+    """Raises UserError for `answers` or `branches` of text, and for anything else of conversations or branches. format: of the data"""
+    only = {"chat": "answers", "branches": "branches"}.get(format)
+    if objective.kind is not None and objective.kind not in ([only] if only else ["clm", "span", "fim"]):
+        expected = f"{only}, for data of `{format}` have no other" if only else f"clm, span or fim, for the data are `{format}`"
         raise UserError(where, got=objective.kind, expected=expected, do="remove it, or change data.format")
 
 

@@ -24,6 +24,10 @@ _TEXT = _BOTH | {
 READ_BY: dict[str, set[str]] = {
     "novels": _TEXT, "text": _TEXT,
     "chat": _BOTH | {"max_length", "turns", "answers", "group_by", "fraction", "chat_template_kwargs"},
+    "branches": _BOTH | {
+        "chat_template_kwargs", "branches_per_sample", "min_branches_per_sample", "max_branches_per_sample", "max_seq_len",
+        "batch_by_samples", "train_on_main",
+    },
 }  # fmt: skip
 """format -> the settings it reads"""
 
@@ -43,7 +47,8 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     """What is learned from: raw text or conversations.
 
     format: `novels`: files are books, cut into chapters where they have them; `text`: rows or passages (JSONL, Parquet), each of them
-        a text of its own that no window runs across; `chat`: conversations (JSONL, JSON), of which the answers are learned
+        a text of its own that no window runs across; `chat`: conversations (JSONL, JSON), of which the answers are learned;
+        `branches`: trunks with several continuations (JSONL, JSON), which are learned
     train: files or folders, or (text) a mapping of style names to `{train, weight}`
     validation: what is held out, before any window is cut. A share (0..1) takes whole books (sources); of a single book its last
         chapters; of a single source of rows, rows by seed; of conversations whole ones by seed, equal rows and rows of one group
@@ -69,11 +74,17 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
         split. None is the key `group`, where rows have it; rows without the key are groups of their own
     fraction: chat: share of the training rows that are used, 0 < f <= 1, for learning curves: by seed, a smaller share is part of a larger
         one, and what is held out stays the same
-    chat_template_kwargs: chat: variables for the base's chat template, such as `{enable_thinking: false}`
+    chat_template_kwargs: chat, branches: variables for the base's chat template, such as `{enable_thinking: false}`
+    branches_per_sample: branches: how many branches of a row an epoch reads at most; of more, others in every epoch, by seed
+    max_branches_per_sample: branches: instead, a number drawn for every row and epoch, at most so many
+    min_branches_per_sample: branches: and at least so many, where the row has them
+    max_seq_len: branches: longest branch, in tokens; a row with a longer one is refused and reported, never cut
+    batch_by_samples: branches: does `samples_per_step` count trunks? Otherwise it counts branches, and a step takes rows while they fit
+    train_on_main: branches: is the trunk learned, too? That of a row without branches always is
     seed: of the split, the draws and the shuffle; runs with equal seeds see equal data
     """
 
-    format: Literal["novels", "text", "chat"] = "novels"
+    format: Literal["novels", "text", "chat", "branches"] = "novels"
     train: Paths | dict[str, Style]
     validation: Share | tuple[str, ...] = 0.05
     general: Paths | None = None
@@ -91,6 +102,12 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     group_by: str | None = Field(default=None, min_length=1)
     fraction: float = Field(default=1.0, gt=0, le=1)
     chat_template_kwargs: dict[str, Any] = {}
+    branches_per_sample: int = Field(default=8, ge=1)
+    max_branches_per_sample: int | None = Field(default=None, ge=1)
+    min_branches_per_sample: int = Field(default=1, ge=1)
+    max_seq_len: int = Field(default=1024, ge=1)
+    batch_by_samples: bool = False
+    train_on_main: bool = False
     seed: int = Field(default=0, ge=0)
 
     @pydantic.model_validator(mode="after")
@@ -100,8 +117,18 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
         if idle:
             expected = f"only settings that format `{self.format}` reads: {', '.join(sorted(READ_BY[self.format] - {'format'}))}"
             raise UserError(f"data.{idle[0]}", got="a value", expected=expected, do="remove it or change data.format")
-        if self.format == "chat" and isinstance(self.train, dict):
-            raise UserError("data.train", got="a mapping of styles", expected="files or folders of conversations")
+        if self.format in ("chat", "branches") and isinstance(self.train, dict):
+            rows = "conversations" if self.format == "chat" else "rows with main and branches"
+            raise UserError("data.train", got="a mapping of styles", expected=f"files or folders of {rows}")
+        if self.max_branches_per_sample is not None and "branches_per_sample" in self.model_fields_set:
+            raise UserError("data.branches_per_sample", got="a value, beside data.max_branches_per_sample", expected="one of them")
+        most = self.max_branches_per_sample
+        if "min_branches_per_sample" in self.model_fields_set and most is None:
+            expected = "data.max_branches_per_sample beside it"
+            raise UserError("data.min_branches_per_sample", got="a value alone", expected=expected, do="set both, or neither")
+        if most is not None and self.min_branches_per_sample > most:
+            expected = f"at most data.max_branches_per_sample, {most}"
+            raise UserError("data.min_branches_per_sample", got=str(self.min_branches_per_sample), expected=expected)
         if not self.train:
             raise UserError("data.train", got="nothing", expected="a file, a folder, a list of them, or a mapping of styles")
         if self.overlap >= self.window:
@@ -125,7 +152,8 @@ class Data(pydantic.BaseModel, frozen=True, extra="forbid"):
     @pydantic.model_serializer(mode="wrap")
     def _without_idle(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Written out with the settings of its format alone, so that a run's resolved recipe passes `_agree` again."""
-        return {name: value for name, value in handler(self).items() if name in READ_BY[self.format]}
+        idle = "min_branches_per_sample" if self.max_branches_per_sample is None else "branches_per_sample"
+        return {name: value for name, value in handler(self).items() if name in READ_BY[self.format] - {idle}}
 
     def styles(self) -> Iterator[tuple[str, list[str], float]]:
         """`(name, paths, weight)` of every style; a single unnamed one is called `style`."""
