@@ -97,9 +97,9 @@ def root(version: Annotated[bool, typer.Option("--version", callback=_version, i
     pass
 
 
-@app.command()
+@app.command(context_settings={"ignore_unknown_options": True})  # those of an older trainer, which are read as the recipe is
 def train(
-    recipe: Annotated[Path, typer.Argument(help="A recipe in YAML.")],
+    recipe: Annotated[str | None, typer.Argument(help="A recipe in YAML, or instead older flags: --base_model, --data_path ...")] = None,
     overrides: Overrides = None,
     force: Force = False,
     resume: Annotated[bool, typer.Option("--resume", help="Fail where there is no unfinished run to go on with.")] = False,
@@ -112,7 +112,8 @@ def train(
     from stylora.run.start import start_training
 
     raise typer.Exit(start_training(
-        recipe, overrides or [], console=_console(), force=force, resume=resume, extend=extend, nproc=nproc, only=stage, start=start
+        [*([recipe] if recipe else []), *(overrides or [])], console=_console(), force=force, resume=resume, extend=extend, nproc=nproc,
+        only=stage, start=start,
     ))  # fmt: skip
 
 
@@ -318,6 +319,60 @@ def predict(
 
 
 @app.command()
+def branches(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="As for `generate`; one that was trained on branches, or any other.")],
+    main_text: Annotated[str | None, typer.Option("--main", help="What the branches have in common.")] = None,
+    branch: Annotated[list[str] | None, typer.Option("--branch", "-b", help="How a branch begins; may be given several times.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="So many branches without a beginning of their own.")] = None,
+    source: Annotated[Path | None, typer.Option("--input", help="Rows of main and branches, .jsonl or .json, instead.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The .jsonl to write then; what is there is gone on with.")] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="--main is a system prompt, each --branch a user's question.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.8,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="Keep the likeliest tokens up to this share of probability.")] = 0.95,
+    top_k: Annotated[int, typer.Option(min=0, help="Keep so many tokens; 0 keeps all.")] = 0,
+    repetition_penalty: Annotated[float, typer.Option(min=0, help="Above 1 makes what was said less likely.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling; every branch draws its own from it.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="End a branch at this text; may be given several times.")] = None,
+    live: Annotated[int, typer.Option(min=1, help="Branches that advance together.")] = 64,
+    trunks: Annotated[int, typer.Option(min=1, help="Rows of --input in one batch.")] = 8,
+    plain: Annotated[bool, typer.Option("--plain", help="Write branch by branch, without panes.")] = False,
+    base: Annotated[str | None, typer.Option(help="Use this base instead of the one named by the adapter.")] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output; open what was changed after training, and say so.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Continue one text in several ways at once; what they have in common is read once."""
+    from stylora.run import branch_command as page
+    from stylora.run.branches import Asking
+    from stylora.run.show_branches import summary
+    from stylora.train.interruption import Interrupted
+
+    sampling = _sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k, repetition_penalty=repetition_penalty,
+        seed=seed, stop=stop or [],
+    )  # fmt: skip
+    asking = Asking(sampling=sampling, live=live, trunks=trunks, base=base, trust_remote_code=trust_remote_code, force=force)
+    if source is None:
+        if output is not None:
+            raise UserError("--output", got="that without --input", expected="rows to answer", do="give --input, or leave it away")
+        told = page.one_trunk(
+            model, main_text, branch or [], count, asking, chat=chat, plain=plain, as_json=as_json, console=_console(as_json)
+        )
+    else:
+        given = {"--main": main_text is not None, "--branch": bool(branch), "--count": count is not None, "--chat": chat}
+        try:
+            told = page.file_of_rows(model, source, output, asking, _console(as_json), given)
+        except Interrupted as stopped:
+            _console(True).print("stopped: the same command goes on from here", highlight=False)
+            raise typer.Exit(stopped.exit_code) from None
+    if as_json:
+        _print_json(told)
+    else:
+        summary(told, _console())
+
+
+@app.command()
 def export(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="As for `generate`; with adapters.")],
     to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder.")],
@@ -347,7 +402,7 @@ def export(
 
 
 class _ScanByDefault(TyperGroup):
-    """`data PATH...` is `data scan PATH...`; a folder called `mix`, `make` or `pairs` is `./mix` and so on."""
+    """`data PATH...` is `data scan PATH...`; a folder called `mix`, `make`, `pairs` or `branches` is `./mix` and so on."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
@@ -356,9 +411,9 @@ class _ScanByDefault(TyperGroup):
 
 
 data = typer.Typer(
-    cls=_ScanByDefault, no_args_is_help=True, subcommand_metavar="PATH...|RECIPE|mix|make|pairs", rich_markup_mode="rich",
+    cls=_ScanByDefault, no_args_is_help=True, subcommand_metavar="PATH...|RECIPE|mix|make|pairs|branches", rich_markup_mode="rich",
     help="What reading your text does to it: `data PATH...` scans it, `data mix` writes one mixed JSONL, `data make` a task's rows, "
-    "`data pairs` rows that rewrite plain words as a novel has them.",
+    "`data pairs` rows that rewrite plain words as a novel has them, `data branches` rows of trunks with branches.",
 )  # fmt: skip
 app.add_typer(data, name="data")
 
@@ -460,6 +515,26 @@ def data_pairs(
         _print_json(told)
     else:
         show(told, _console())
+
+
+@data.command("branches")
+def data_branches(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT...", help="Files and folders: chat rows, or documents with sections.")],
+    output: Annotated[Path, typer.Option(help="The .jsonl to write: rows of main and branches.")],
+    min_branches: Annotated[int, typer.Option(min=1, help="Branches of a row at least.")] = 2,
+    max_branches: Annotated[int, typer.Option(min=1, help="Of a row made from conversations at most; more become several rows.")] = 8,
+    max_chars: Annotated[int, typer.Option(min=1, help="Longest section that may be a branch, in characters.")] = 1500,
+    force: Annotated[bool, typer.Option("--force", help="Replace the output that is there.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write rows of trunks with branches, made from conversations that share a context and from documents with sections."""
+    from stylora.run import branch_making as page
+
+    told = page.make_branches(inputs, output, least=min_branches, most=max_branches, longest=max_chars, force=force)
+    if as_json:
+        _print_json(told)
+    else:
+        page.show(told, _console())
 
 
 class _ListByDefault(TyperGroup):

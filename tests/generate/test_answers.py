@@ -9,6 +9,7 @@ import torch
 from stylora.errors import UserError
 from stylora.generate.answers import Schema, answer_questions, shares_cache
 from stylora.generate.decode import end_tokens
+from stylora.generate.shared_cache import SharedCache
 
 SCHEMA = {"type": "object", "additionalProperties": {"enum": ["a", "b"]}, "minProperties": 1, "maxProperties": 2}
 
@@ -87,6 +88,22 @@ def test_a_schema_is_followed_in_the_order_of_sorted_keys(model, tokenizer):
     schema = Schema(outer, tokenizer, vocabulary=320, ends=end_tokens(model, tokenizer))
     assert schema.accepts('{"a": {"b": 2, "z": 1}, "to": "x"}')
     assert not schema.accepts('{"to": "x", "a": {"b": 2, "z": 1}}') and not schema.accepts('{"a": {"b": 2, "z": 1}')
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "Llama", "Gemma2", "Mistral"])
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_one_trunk_for_all_rows_is_a_copy_for_each(kind, batch_size, random_model, tokenizer, questions, monkeypatch):
+    """Answers on a shared cache, held to a schema or not; models with windows keep their own rows."""
+    model, planted = random_model(kind), []
+    plant = SharedCache.plant
+    monkeypatch.setattr(SharedCache, "plant", lambda self, tree, trunk: planted.append(len(trunk)) or plant(self, tree, trunk))
+    schema = Schema(SCHEMA, tokenizer, vocabulary=320, ends=end_tokens(model, tokenizer))
+    alike = [*questions[:3], questions[4]]
+    for held in (None, schema):
+        copied, shared = (ask(model, tokenizer, alike, schema=held, batch_size=batch_size, packs=packs) for packs in (False, True))
+        assert [(each.text, each.stopped) for each in shared] == [(each.text, each.stopped) for each in copied]
+        np.testing.assert_allclose([each.confidence for each in shared], [each.confidence for each in copied], rtol=1e-4)
+    assert bool(planted) == shares_cache(model) and (not planted or min(planted) >= 5)
 
 
 def test_what_cannot_be_asked(model, tokenizer):

@@ -97,7 +97,7 @@ class Examiner:
         """The answer to each, written token by token, without reasoning. told: called with the number of answers a batch has given"""
         found = answer_questions(
             model.model, self.tokenizer, [question.ids for question in questions], ends=self.ends, max_new_tokens=self.max_new_tokens,
-            schema=self.schema if constrain else None, batch_size=batch_size, told=told,
+            schema=self.schema if constrain else None, batch_size=batch_size, packs=self.packs, told=told,
         )  # fmt: skip
         return [replace(each, text=said(each.text)) for each in found]
 

@@ -1,8 +1,9 @@
 """Answer many questions at once, greedily: what they have in common is computed once, and JSON can be held to a schema.
 
-    trunk  s s s           one row, its keys and values copied to every row of the batch
-    rest   . q1 q1         rows padded on the left, so that all end at the same column
-           q2 q2 q2
+    shared    s s s q1 q1 q2 q2 q2       all in one row under a mask, as branches of one trunk (shared_cache.py), where the model was
+                                         proved to keep tokens of one row apart
+    copied    s s s . q1 q1              else: the trunk's keys and values copied to every row of the batch, the rest padded on the left,
+              s s s q2 q2 q2             so that all end at the same column; no trunk where layers keep a window or a state
 
 An answer depends on its question alone: not on the batch, its size or the others in it. Rows leave the batch once half of them have ended.
 A constraint takes away the tokens that no text of the schema goes on with (llguidance; Willard and Louf 2023, arXiv 2307.09702, is the
@@ -28,6 +29,7 @@ from stylora.errors import UserError
 
 from .decode import Model, evaluating
 from .labels import common_prefix
+from .shared_cache import SharedCache, Tail
 from .text import Writer
 
 CANONICAL = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -111,12 +113,13 @@ class _Row:
 
 def answer_questions(
     model: Model, tokenizer: PreTrainedTokenizerBase, questions: Sequence[np.ndarray], *, ends: frozenset[int], max_new_tokens: int = 256,
-    schema: Schema | None = None, batch_size: int = 32, told: Callable[[int], None] | None = None,
+    schema: Schema | None = None, batch_size: int = 32, packs: bool = False, told: Callable[[int], None] | None = None,
 ) -> list[Answer]:  # fmt: skip
     """Answer every question greedily.
 
     questions: int32 [T] each, up to the opened answer; ends: tokens that end an answer; max_new_tokens: of an answer and its end
-    batch_size: changes speed and memory only; told: called with the number of questions that a batch has answered
+    packs: was the model proved to keep tokens of one row apart? batch_size: like `packs` it changes speed and memory only
+    told: called with the number of questions that a batch has answered
     Raises UserError for a question that leaves no room in the model's context, and logits that are no numbers.
     """
     context = int(model.config.get_text_config().max_position_embeddings)
@@ -133,17 +136,33 @@ def answer_questions(
     with torch.inference_mode(), evaluating(model):
         for start in range(0, len(rows), batch_size):
             group = rows[start : start + batch_size]
-            _answer(model, group, ends, schema)
+            shared = common_prefix([row.ids for row in group]) if len(group) > 1 and shares_cache(model) else 0
+            (_answer_as_branches if shared and packs else _answer)(model, group, shared, ends, schema)
             if told is not None:
                 told(len(group))
     rows.sort(key=lambda row: row.number)
     return [Answer(text="".join(row.text), confidence=math.exp(-row.nats / row.tokens), stopped=row.stopped) for row in rows]
 
 
-def _answer(model: Model, rows: list[_Row], ends: frozenset[int], schema: Schema | None) -> None:
-    """Go on with all rows at once until each has ended."""
+def _answer_as_branches(model: Model, rows: list[_Row], shared: int, ends: frozenset[int], schema: Schema | None) -> None:
+    """Go on with all rows at once until each has ended. shared: tokens they begin with in common"""
+    cache = SharedCache(model)
+    cache.plant(0, rows[0].ids[:shared])
+    tails = [Tail(0, branch, row.ids[shared:], shared) for branch, row in enumerate(rows)]
+    while rows:
+        tokens = _take(cache.read(tails), rows, ends, schema).tolist()
+        going = []
+        for row, tail, token in zip(rows, tails, tokens, strict=True):
+            if row.done:
+                cache.drop(branch=tail.branch)
+            else:
+                going.append((row, Tail(0, tail.branch, np.array([token]), tail.time + len(tail.ids))))
+        rows, tails = [row for row, _ in going], [tail for _, tail in going]
+
+
+def _answer(model: Model, rows: list[_Row], shared: int, ends: frozenset[int], schema: Schema | None) -> None:
+    """The same, each in a row of its own, the trunk's keys copied to all."""
     device = model.device
-    shared = common_prefix([row.ids for row in rows]) if len(rows) > 1 and shares_cache(model) else 0
     cache = None
     if shared:
         trunk = torch.from_numpy(rows[0].ids[None, :shared].astype(np.int64)).to(device)
@@ -156,17 +175,8 @@ def _answer(model: Model, rows: list[_Row], ends: frozenset[int], schema: Schema
     position = (mask.cumsum(1) - 1).clamp_min(0)[:, shared:]
     while rows:
         out = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        scores, cache = out.logits[:, -1].float(), out.past_key_values
-        if scores.isnan().any():
-            raise UserError("model", got="logits that are not numbers", expected="numbers", do="answer in bf16 or fp32")
-        nats = -scores.log_softmax(-1)
-        if schema is not None:
-            _hold(scores, rows, schema)
-        tokens = scores.argmax(-1, keepdim=True)
-        taken = nats.gather(1, tokens.to(nats.device))[:, 0].tolist()
-        for row, token, cost in zip(rows, tokens[:, 0].tolist(), taken, strict=True):
-            if not row.done:
-                row.take(token, cost, ends)
+        cache = out.past_key_values
+        tokens = _take(out.logits[:, -1].float(), rows, ends, schema)[:, None]
         live = [i for i, row in enumerate(rows) if not row.done]
         if 2 * len(live) <= len(rows):
             if not live:
@@ -178,6 +188,24 @@ def _answer(model: Model, rows: list[_Row], ends: frozenset[int], schema: Schema
         ids = tokens.to(device)
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
         position = position[:, -1:] + 1
+
+
+def _take(scores: Tensor, rows: Sequence[_Row], ends: frozenset[int], schema: Schema | None) -> Tensor:
+    """int64 [B]: each row goes on by the likeliest token that its schema allows. scores: float32 [B, V]
+
+    Raises UserError for scores that are no numbers.
+    """
+    if scores.isnan().any():
+        raise UserError("model", got="logits that are not numbers", expected="numbers", do="answer in bf16 or fp32")
+    nats = -scores.log_softmax(-1)
+    if schema is not None:
+        _hold(scores, rows, schema)
+    tokens = scores.argmax(-1)
+    taken = nats.gather(1, tokens[:, None])[:, 0].tolist()
+    for row, token, cost in zip(rows, tokens.tolist(), taken, strict=True):
+        if not row.done:
+            row.take(token, cost, ends)
+    return tokens
 
 
 def _hold(scores: Tensor, rows: Sequence[_Row], schema: Schema) -> None:
