@@ -111,7 +111,7 @@ def test_our_own_mistakes_keep_their_traceback(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train"], "Missing argument"),
+        (["train"], "stylora train: got neither a recipe nor flags, expected a recipe, as in `stylora train recipe.yaml`"),
         (["trian", "x.yaml"], "No such command"),
         (["generate", "tiny"], "Missing option"),
         (["generate", "tiny", "--prompt", "x", "--max-new-tokens", "0"], "Invalid value"),

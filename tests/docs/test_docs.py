@@ -37,6 +37,7 @@ from stylora.model.tokenizer_file import TINY
 from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
 from stylora.run.init import ENTRY, comments, scalar
 from stylora.samples.anchors import Kl
+from stylora.samples.branch_settings import Branches
 from stylora.samples.clm import clm
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
@@ -60,7 +61,7 @@ SHORT = {  # what is put behind a command so that it does not take long; a later
     "evaluate": ["--max-new-tokens", "4"], "chat": ["--max-new-tokens", "4"],
 }  # fmt: skip
 SECTIONS: dict[str, type[BaseModel]] = {
-    model.__name__: model for model in (Recipe, Stage, Data, Style, Cleaning, Objective, Kl, Adapter, Train, Task, Sampling)
+    model.__name__: model for model in (Recipe, Stage, Data, Style, Cleaning, Branches, Objective, Kl, Adapter, Train, Task, Sampling)
 }
 
 
@@ -185,7 +186,7 @@ def stylora(words: list[str], patch: pytest.MonkeyPatch) -> None:
             file.write_text("".join(file.read_text(encoding="utf-8").splitlines(keepends=True)[:BEGINNING // 100]), encoding="utf-8")
         return
     short = EPOCHS if "output_dir=runs/longer" in words else SHORT.get(words[0], [])
-    if words[0] == "train":  # later stages say by themselves how long they are
+    if words[0] == "train" and not words[1].startswith("--"):  # later stages say by themselves how long they are
         short = [*short, *(f"stages.{number}.train.max_steps=2" for number in range(1, len(load_recipe(Path(words[1])).stages)))]
     if "--all" in words:
         short = [*short, *(f"{stage}.train.max_steps=2" for stage in ("align", "instruct", "unified")), "unified.task.rows=4"]

@@ -18,6 +18,7 @@ from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
 from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
 from stylora.samples.anchors import Kl
+from stylora.samples.branch_settings import Branches
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
 from stylora.train.settings import Train
@@ -216,7 +217,7 @@ def test_files_that_cannot_be_read(tmp_path):
 RECEIVERS: dict[type[BaseModel], set[str]] = {
     Recipe: {"recipe"}, Stage: {"stage", "stages"}, Data: {"data"}, Style: {"style"}, Cleaning: {"cleaning"}, Objective: {"objective"},
     Adapter: {"adapter"}, Train: {"train", "settings"}, Sampling: {"sampling"}, Kl: {"kl"},
-    Task: {"task"},
+    Task: {"task"}, Branches: {"branches"},
 }  # fmt: skip
 """section -> the names its objects go by in the source: `objective.kind`, `stage.objective.kind`, `stages[0].name`."""
 

@@ -17,6 +17,7 @@ from stylora.model.settings import Adapter
 from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
 from stylora.recipe.stages import inherit
 from stylora.samples.anchors import Kl
+from stylora.samples.branch_settings import Branches
 from stylora.samples.objective import Objective
 from stylora.train.settings import Train
 
@@ -437,3 +438,16 @@ def test_text_has_no_task_and_a_task_no_lines_of_novels():
     assert after_style(data=chat, objective={"kl": {"on": "edges"}}).prompts == []
     assert after_style(data=chat, objective={"kl": {"on": "edges"}}, prompts=["问"], task={"rows": 3}).prompts == ["问"]
     assert after_style(data={"format": "text", "train": "rows.jsonl"}).prompts == STYLE["prompts"], "rows of text go on like novels"
+
+
+def test_branches_go_on_with_branches_and_are_left_out_by_other_data():
+    """How they are laid out is the adapter's; text and conversations have no layout."""
+    rows = plain("a", data={"format": "branches", "train": "x"})
+    rows |= {"branches": {"visibility": "columnar", "branch_stride": 64}, "objective": {"kind": "branches", "kl": {"beta": 0.1}}}
+    again = {"name": "b", "continue": "a", "branches": {"rope_2d_ratio": 0.25}}
+    chat = {"name": "c", "continue": "a", "data": {"format": "chat", "train": "y"}}
+    values = inherit({"stages": [rows, again, chat]}, "r")
+    first, second, third = Recipe.model_validate(values).stages
+    assert first.branches == Branches(visibility="columnar", branch_stride=64)
+    assert second.branches == Branches(visibility="columnar", branch_stride=64, rope_2d_ratio=0.25)
+    assert third.branches is None and third.objective.kind is None and third.objective.kl == Kl(beta=0.1)

@@ -16,6 +16,7 @@ from stylora.model.base import fingerprint, load_base
 from stylora.model.device import Device
 from stylora.model.settings import Adapter
 from stylora.run.folder import adapter_hash, config_hash
+from stylora.samples.branch_settings import Branches
 
 FP32 = Device(device=torch.device("cpu"), dtype=torch.float32, why="test")
 CHATML = (
@@ -24,14 +25,14 @@ CHATML = (
 )
 
 
-def write_adapter(base: Path, folder: Path, adapter: Adapter, *, seed: int) -> Path:
-    """A saved adapter that does something."""
+def write_adapter(base: Path, folder: Path, adapter: Adapter, *, seed: int, branches: Branches | None = None) -> Path:
+    """A saved adapter that does something. branches: that it says it was trained on"""
     peft = attach(AutoModelForCausalLM.from_pretrained(base), adapter, seed=seed)
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
             if "lora_" in name:
                 parameter += torch.randn_like(parameter) * 0.2
-    save_adapter(peft, folder, base_name=str(base))
+    save_adapter(peft, folder, base_name=str(base), branches=branches)
     return folder
 
 

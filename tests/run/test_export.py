@@ -34,6 +34,7 @@ from stylora.run.export import Wanted, export
 from stylora.run.folder import StageFolder, adapter_hash, keep_recipe, write_stack
 from stylora.run.open import find_model, open_model
 from stylora.run.task import TaskFile, write_task
+from stylora.samples.branch_settings import Branches
 from stylora.train.interruption import Interrupted
 
 FP32 = Device(device=torch.device("cpu"), dtype=torch.float32, why="test")
@@ -387,3 +388,16 @@ def test_the_command_tells(command, stages, tmp_path):
     assert "vLLM needs --max-lora-rank 8" in ran.out and "style x 0.7 + instruct x 1" in ran.out
     ran = command("export", stages / "instruct", "--to", tmp_path / "b", "--as", "merged", "--json")
     assert json.loads(ran.out)["as"] == "merged" and ran.code == 0
+
+
+@pytest.mark.parametrize("kind", ["concat", "svd", "merged"])
+def test_coordinates_of_branches_are_not_exported(kind, base_folder, tmp_path):
+    """No other program knows them. Without them it is an adapter like another."""
+    model = attach(load_base(str(base_folder), FP32).model, Adapter(r=2), seed=0)
+    wanted = Wanted(kind=kind, rank=2 if kind == "svd" else None)
+    for name, ratio in (("turned", 0.5), ("flat", 0.0)):
+        save_adapter(model, tmp_path / name, base_name=str(base_folder), branches=Branches(rope_2d_ratio=ratio))
+    with pytest.raises(UserError, match="branches stand at rope_2d_ratio 0.5, .*; use it here"):
+        export(str(tmp_path / "turned"), tmp_path / "out", wanted, console=Console(file=io.StringIO()))
+    assert not (tmp_path / "out").exists()
+    export(str(tmp_path / "flat"), tmp_path / "out", wanted, console=Console(file=io.StringIO()))

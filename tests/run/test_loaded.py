@@ -16,10 +16,12 @@ from transformers import AutoModelForCausalLM
 
 from stylora.errors import UserError
 from stylora.model.base import load_base
+from stylora.model.rope_2d import installed
 from stylora.model.settings import Adapter
 from stylora.run import loaded as page
 from stylora.run.loaded import LoadedModel
 from stylora.run.open import open_model
+from stylora.samples.branch_settings import Branches
 
 IDS = torch.arange(3, 40)[None]
 
@@ -222,3 +224,34 @@ def test_the_base_that_was_given_is_that_of_every_stack(stacks, opened, base_fol
     loaded = LoadedModel(str(stacks / "instruct" / "adapter"), FP32, base=str(elsewhere))
     loaded.swap(str(stacks / "letters" / "adapter"))
     assert torch.equal(logits(loaded.model), opened("letters/adapter"))
+
+
+def test_positions_come_and_go_with_the_adapter(stacks, base_folder, random_model, tmp_path):
+    """Of branches with coordinates: swapped in and out, left out by its weight and put back, bare; a refusal leaves them as they were."""
+    turned, other = Branches(branch_stride=24), Branches(branch_stride=8, positions="add")
+    parts = {"style": stacks / "style" / "adapter"}
+    for seed, (name, layout) in enumerate({"turned": turned, "other": other}.items(), 7):
+        parts[name] = write_adapter(base_folder, tmp_path / name / "adapter", Adapter(r=2), seed=seed, branches=layout)
+    one = str(write_stack(base_folder, tmp_path / "one", {name: parts[name] for name in ("style", "turned")}))
+    two = str(write_stack(base_folder, tmp_path / "two", {name: parts[name] for name in ("style", "other")}))
+    both = str(write_stack(base_folder, tmp_path / "both", parts))
+    expected = {name: logits(open_model(name, FP32).model) for name in (one, two, str(stacks / "letters"))}
+    base = logits(load_base(str(base_folder), FP32).model)
+    loaded = LoadedModel(str(stacks / "letters"), FP32)
+    for name, layout in ((one, turned), (str(stacks / "letters"), None), (two, other), (one, turned)):
+        loaded.swap(name)
+        assert loaded.layout == layout == installed(loaded.model) and torch.equal(logits(loaded.model), expected[name])
+    with loaded.bare() as bare:
+        assert torch.equal(logits(bare), base)
+    with pytest.raises(UserError, match="turned at .*; other at "):
+        loaded.swap(both)
+    assert torch.equal(logits(loaded.model), expected[one])
+    loaded.weigh("turned", 0)
+    assert loaded.layout is None is installed(loaded.model)
+    assert torch.equal(logits(loaded.model), logits(open_model(f"{one}@turned=0", FP32).model))
+    loaded.weigh("turned", 1)
+    assert loaded.layout == turned and torch.equal(logits(loaded.model), expected[one])
+    loaded.swap(f"{both}@other=0")
+    with pytest.raises(UserError, match="turned at .*; other at "):
+        loaded.weigh("other", 1)
+    assert loaded.layout == turned and loaded.weights["other"] == 0

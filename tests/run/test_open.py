@@ -9,17 +9,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 from tests.run.children import write_recipe
+from tests.run.stacked import write_adapter, write_stack
+from transformers import AutoModelForCausalLM
 
 from stylora.errors import UserError
-from stylora.model.adapter import adapter_weight
+from stylora.generate.settings import Sampling
+from stylora.model.adapter import adapter_weight, load_adapter
+from stylora.model.base import load_base
 from stylora.model.device import Device
+from stylora.model.rope_2d import install, installed, remove
+from stylora.model.settings import Adapter
 from stylora.recipe.recipe import parse_recipe, read_yaml
-from stylora.run.folder import adapter_hash, adapter_name
-from stylora.run.open import check_adapter, find_model, open_model
+from stylora.run import folder as run_folders
+from stylora.run.folder import StageFolder, adapter_hash, adapter_name
+from stylora.run.generate import stream_prompts
+from stylora.run.open import Found, check_adapter, find_model, open_model, put_on
 from stylora.run.stages import train_stages
+from stylora.run.three_way_models import Subject, switched, variants
+from stylora.samples.branch_settings import Branches
 
 FP32 = Device(device=torch.device("cpu"), dtype=torch.float32, why="test")
 IDS = torch.arange(300, 340)[None]
@@ -229,3 +240,116 @@ def test_generate_and_evaluate_say_what_was_forced(copied, command, refused):
     assert "changed after training" in refused(*asked)
     ran = command(*asked, "--force")
     assert ran.code == 0 and "warning    forced: " in ran.err and ran.out.startswith("雪")
+
+
+# --------------------------------------------------------------------------------------------------------- branches
+
+
+TURNED = Branches(branch_stride=24, visibility="columnar")
+LAYOUTS = {
+    "turned": TURNED, "other": TURNED.model_copy(update={"branch_stride": 8}), "flat": Branches(rope_2d_ratio=0, fork="。"), "text": None,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def of_branches(tmp_path_factory, base_folder) -> Path:
+    """A stage with each of the layouts, and stacks of several."""
+    folder = tmp_path_factory.mktemp("branches")
+    parts = {
+        name: write_adapter(base_folder, folder / name / "adapter", Adapter(r=2), seed=seed, branches=layout)
+        for seed, (name, layout) in enumerate(LAYOUTS.items())
+    }
+    stacks = [[name] for name in parts] + [["text", "turned"], ["turned", "flat"], ["turned", "other"]]
+    for names in stacks:
+        write_stack(base_folder, folder / "+".join(names), {name: parts[name] for name in names})
+    return folder
+
+
+@torch.no_grad()
+def read(model) -> torch.Tensor:
+    return model(input_ids=torch.arange(3, 30)[None]).logits
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [("turned", "turned"), ("turned/adapter", "turned"), ("flat", "flat"), ("text", "text"), ("text+turned", "turned"),
+     ("turned+flat", "turned"), ("turned+flat@turned=0", "flat"), ("turned@turned=0", "text"), ("turned+other@turned=0", "other"),
+     ("text+turned@text=0.5", "turned")],
+)  # fmt: skip
+def test_a_model_stands_where_its_adapters_were_trained(name, layout, of_branches, base_folder):
+    opened = open_model(str(of_branches / name), FP32)
+    assert opened.branches == find_model(str(of_branches / name)).branches == LAYOUTS[layout]
+    assert installed(opened.model) == (opened.branches if layout in ("turned", "other") else None)
+
+
+def test_what_it_reads_there_is_what_the_adapter_reads_by_hand(of_branches, base_folder):
+    model = load_adapter(AutoModelForCausalLM.from_pretrained(base_folder), of_branches / "turned" / "adapter").eval()
+    one = read(model)
+    install(model, TURNED)
+    assert torch.equal(read(open_model(str(of_branches / "turned"), FP32).model), read(model)) and not torch.equal(one, read(model))
+    bare = read(AutoModelForCausalLM.from_pretrained(base_folder).eval())
+    assert torch.equal(read(open_model(str(of_branches / "turned@turned=0"), FP32).model), bare), "left out, it leaves the base"
+
+
+def test_adapters_at_two_positions_are_refused(of_branches):
+    with pytest.raises(UserError, match="turned at rope_2d_ratio 0.5, branch_stride 24, .*; other at .* branch_stride 8.*@NAME=0"):
+        find_model(str(of_branches / "turned+other"))
+
+
+def test_a_base_that_cant_carry_them_is_refused(of_branches, random_model, tokenizer, tmp_path):
+    """Of the same shapes, with frequencies that change with the length."""
+    scaling = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    random_model("Qwen3", rope_parameters=scaling).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="branches.rope_2d_ratio: got 0.5, on Qwen3Model with frequencies that change"):
+        open_model(str(of_branches / "turned/adapter"), FP32, base=str(tmp_path))
+    open_model(str(of_branches / "flat/adapter"), FP32, base=str(tmp_path))
+
+
+def test_models_put_on_one_base_in_turn_find_it_plain(of_branches, base_folder):
+    """As `stylora evaluate` opens them: after one with coordinates the next has none, even where nobody took them off."""
+    base = load_base(str(base_folder), FP32)
+    bare = read(base.model)
+    for taken_off in (True, False):
+        for name in ("turned", "text", "other", "flat", "turned"):
+            opened = put_on(base, find_model(str(of_branches / name)))
+            assert torch.equal(read(opened.model), read(open_model(str(of_branches / name), FP32).model))
+            assert isinstance(opened.model, PeftModel)
+            opened.model.unload()
+            if taken_off:
+                remove(base.model)
+                assert torch.equal(read(base.model), bare)
+    assert torch.equal(read(put_on(base, Found(name="base", base=str(base_folder))).model), bare)
+
+
+def test_parts_of_a_stack_stand_where_they_were_trained(of_branches, base_folder, capsys):
+    """The variants of a three-way test, and `generate --without-adapter`: the base is the base, a style of text as it is alone."""
+    found = find_model(str(of_branches / "text+turned"))
+    opened, together = put_on(load_base(str(base_folder), FP32), found), read(open_model(found.name, FP32).model)
+    alone = {name: read(open_model(f"{found.name}{behind}", FP32).model) for name, behind in
+             {"base": "@text=0,turned=0", "style": "@turned=0", "stack": "", "instruct": "@text=0"}.items()}  # fmt: skip
+    for variant in variants(Subject(found=found, style=1)):
+        with switched(opened.model, found, variant):
+            torch.testing.assert_close(read(opened.model), alone[variant.key], rtol=0, atol=1e-6)
+        assert torch.equal(read(opened.model), together)
+    assert len({float(each.sum()) for each in alone.values()}) == 4
+    said = []
+    for name, without in ((str(of_branches / "turned"), True), (str(base_folder), False), (str(of_branches / "turned"), False)):
+        greedy = Sampling(temperature=0, max_new_tokens=12)
+        stream_prompts(name, ["abcdefgh"], greedy, chat=False, base=None, without_adapter=without, trust_remote_code=False)
+        said.append(capsys.readouterr().out)
+    assert said[0] == said[1] != said[2]
+
+
+def test_stack_json_says_how_branches_are_laid_out(of_branches, tmp_path, monkeypatch):
+    """Beside its adapters; and nothing of a stage of other data."""
+    monkeypatch.setattr(run_folders, "frozen_entries", lambda *_: [])
+    shutil.copytree(of_branches / "turned", tmp_path / "stage")
+    stage = StageFolder(path=tmp_path / "stage")
+    for branches in (TURNED, None):
+        data = {"train": "rows.jsonl", **({"format": "branches"} if branches else {})}
+        values = {"name": "s", "data": data, **({"branches": branches.model_dump()} if branches else {})}
+        recipe = parse_recipe({"base": "tiny", "stages": [values]}, [], name="x")
+        run_folders.write_stack(stage, recipe, base_fingerprint={}, steps=1, made={})
+        described = json.loads(stage.stack.read_text(encoding="utf-8"))
+        assert described.get("branches") == (branches and branches.model_dump(mode="json")) and described["adapters"][0]["name"] == "s"

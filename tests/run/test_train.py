@@ -521,10 +521,11 @@ def test_an_adapter_of_another_base_is_not_opened(finished, random_model, tokeni
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 TASKS = ("unified", "columns")  # whose data are made first
+BRANCHES = ("branches", "branches-0.5b", "branches-1.5b", "branches-7b")
 EVALUATED = [f"train.{key}" for key in ("eval_strategy=steps", "eval_steps=2", "save_steps=2")]
 
 
-@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in TASKS], ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", [path for path in SHIPPED if path.stem not in (*TASKS, *BRANCHES)], ids=lambda path: path.stem)
 def test_every_shipped_recipe_trains(path, cache, tmp_path, monkeypatch):
     """Two steps of every stage on the bundled base, everything else as shipped."""
     monkeypatch.chdir(path.parents[1])
@@ -532,6 +533,17 @@ def test_every_shipped_recipe_trains(path, cache, tmp_path, monkeypatch):
     for name, outcome in outcomes.items():
         held_out, prompt = ({"answers"}, "用武侠小说的笔法描写：雨夜的渡口") if name == "instruct" else ({"style", "general"}, "剑光一闪")
         assert outcome.steps == 2 and set(outcome.held_out[-1]) == held_out and prompt in outcome.samples[-1]
+
+
+@pytest.mark.parametrize("path", [
+    pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem in BRANCHES[2:])) for path in SHIPPED if path.stem in BRANCHES
+])  # fmt: skip
+def test_every_shipped_recipe_of_branches_trains(path, cache, tmp_path, monkeypatch):
+    """Likewise; nothing is continued while they are learned."""
+    monkeypatch.chdir(path.parents[1])
+    (outcome,) = two_steps(path, cache, tmp_path).values()
+    assert outcome.steps == 2 and set(outcome.held_out[-1]) == {"branches"} and outcome.samples == []
+    assert outcome.held_out[-1]["branches"].loss < outcome.held_out[0]["branches"].loss
 
 
 @pytest.mark.parametrize("task", TASKS)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+import math
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from stylora.forest import Anchors, Sample, chain, edges
 from stylora.model.adapter import Adapter, attach
 from stylora.model.forest_model import ForestModel, to_tensors
 from stylora.samples.clm import clm
-from stylora.train.steps import Step, Steps, idle, shares
+from stylora.train.steps import Step, Steps, cuts, idle, shares
 
 
 def order(windows: int):
@@ -254,3 +255,82 @@ def test_a_process_without_samples_is_idle_though_prefixes_are_shared():
     run = [steps(windows=5, samples_per_step=5, share_prefixes=True, rank=rank, ranks=8)[0] for rank in range(8)]
     assert [len(step.batches) for step in run] == [1] * 8
     assert sum(len(step.batches[0].edge_source) == 0 for step in run) == 3
+
+
+# --- steps that count something else than samples
+
+
+def units(epoch: int) -> np.ndarray:
+    """1 to 9 of each of 23 windows, others in every epoch."""
+    return np.random.default_rng((2, epoch)).integers(1, 10, 23)
+
+
+def by_hand(counts: list[int], size: int) -> list[list[int]]:
+    """Places in order, in steps of at most `size` units, each of at least one place."""
+    found: list[list[int]] = []
+    for place, count in enumerate(counts):
+        if not found or sum(counts[each] for each in found[-1]) + count > size:
+            found.append([])
+        found[-1].append(place)
+    return found
+
+
+def test_cuts_drawn():
+    assert cuts(np.array([3, 4, 4, 1, 9, 2]), 8).tolist() == [0, 2, 4, 5, 6]
+    assert cuts(np.array([1, 1, 1, 1, 1]), 2).tolist() == [0, 2, 4, 5]
+
+
+@given(st.lists(st.integers(1, 12), min_size=1, max_size=60), st.integers(1, 20))
+def test_a_step_takes_samples_in_order_while_their_units_fit(counts, size):
+    found = cuts(np.array(counts), size).tolist()
+    assert [list(range(*ends)) for ends in pairwise(found)] == by_hand(counts, size)
+
+
+@given(st.integers(1, 60), st.integers(1, 20))
+def test_a_unit_each_is_the_same_as_none(windows, size):
+    settings = dict(windows=windows, samples_per_step=size, num_train_epochs=2.3)
+    ones, none = (steps(**settings, counts=counts) for counts in (lambda epoch: np.ones(windows, np.int64), None))
+    assert (ones.ends, ones.per_epoch, len(ones)) == (none.ends, none.per_epoch, len(none))
+    for number in (0, len(none) // 2, len(none) - 1):
+        assert content(ones[number]) == content(none[number])
+        assert ones.epochs_done(number + 1) == pytest.approx(none.epochs_done(number + 1))
+
+
+def test_epochs_that_differ_in_their_steps_have_every_window_once():
+    run = steps(counts=units, samples_per_step=12)
+    assert len({end - begin for begin, end in pairwise([0, *run.ends])}) > 1, "they differ"
+    for epoch, (begin, end) in enumerate(pairwise([0, *run.ends])):
+        expected = [order(23)(epoch)[places].tolist() for places in by_hand(units(epoch)[order(23)(epoch)].tolist(), 12)]
+        assert [sorted(windows_of(run[number])) for number in range(begin, end)] == [sorted(step) for step in expected]
+        assert all(run.epoch_of(number) == epoch for number in range(begin, end))
+        assert (run.begin(epoch), run.epochs_done(end)) == (begin, epoch + 1)
+    assert len(run) == run.ends[-1]
+
+
+@given(st.permutations(range(12)))
+def test_any_order_of_access_gives_the_same_steps_of_any_size(numbers):
+    straight, shuffled = (steps(counts=units, samples_per_step=30) for _ in range(2))
+    assert len(straight) >= 12
+    expected = [content(straight[number]) for number in range(12)]
+    for number in numbers:
+        assert content(shuffled[number]) == expected[number]
+
+
+@pytest.mark.parametrize("most", [1, 5, 40])
+def test_steps_of_units_may_be_counted_or_go_by_a_share_of_an_epoch(most):
+    whole, counted = steps(counts=units, samples_per_step=12, num_train_epochs=9), steps(counts=units, samples_per_step=12, max_steps=most)
+    assert len(counted) == most == counted.ends[-1] and counted.ends[:-1] == whole.ends[: len(counted.ends) - 1]
+    assert content(counted[most - 1]) == content(whole[most - 1])
+    first, second = whole.ends[0], whole.ends[1] - whole.ends[0]
+    assert len(steps(counts=units, samples_per_step=12, num_train_epochs=1.5)) == first + math.ceil(second / 2)
+    assert len(steps(counts=units, samples_per_step=12, num_train_epochs=0.001)) == 1
+
+
+def test_processes_agree_on_steps_that_count_units():
+    alone = steps(counts=units, samples_per_step=12)
+    each = [steps(counts=units, samples_per_step=12, rank=rank, ranks=2) for rank in range(2)]
+    for number in range(len(alone)):
+        parts = [run[number] for run in each]
+        busy = [part for part in parts if part.forest_tokens]  # one without a share reads something and learns nothing
+        assert sorted(sum((windows_of(part) for part in busy), [])) == sorted(windows_of(alone[number]))
+        assert [part.weight for part in parts] == [alone[number].weight] * 2

@@ -357,14 +357,14 @@ def _precision(keys: Keys) -> None:
     """fp16 and bf16 only where the device has them; elsewhere asking for one is no mistake of the user's."""
     for key in ("fp16", "bf16"):
         name = f"training.{key}" if f"training.{key}" in keys.given else key
-        if keys.given.get(name) is True and not _multiplies(key):
+        if keys.given.get(name) is True and not multiplies(key):
             for either in ("fp16", "bf16", "training.fp16", "training.bf16"):
                 if keys.given.get(either) is False or either == name:
                     del keys.given[either]
             keys.lines.append(f"{name} -> train.precision null, whatever the device multiplies fastest; this one has no {key}")
 
 
-def _multiplies(precision: str) -> bool:
+def multiplies(precision: str) -> bool:
     """Has this device `fp16` or `bf16`? A CPU has bf16, if need be slowly; a GPU may lack it. torch is imported where it is asked."""
     import torch
 

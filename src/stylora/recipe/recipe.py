@@ -32,11 +32,13 @@ from stylora.evaluate.task_settings import Task
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
 from stylora.model.stack_names import check_dora
+from stylora.samples.branch_settings import Branches
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
 from stylora.train.settings import Train
 
 from .older import is_older, reaches_older, refuse_step_names, renamed_lines, translate
+from .older_flags import COMMAND, read_flags, translate_flags
 from .stages import inherit, stage_number
 
 FORMS = re.compile(r"(function-|constrained-|union$|int$|float$|str$|(list|dict|tuple|literal)\[)")
@@ -52,8 +54,9 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
     continue: the earlier stage whose adapter is trained on; what is not said here is as it was there
     on: the earlier stages on whose adapters a new one is put, bottom to top; they are frozen
     task: of conversations: how answers are judged; None measures their loss alone
+    branches: of branches: how they see each other and where they stand
     prompts: fixed prompts continued at every evaluation and shown with the figures; of conversations, turns of the user that are
-        answered, and none where none are given
+        answered, and none where none are given; none of branches
     sampling: how they are continued
     """
 
@@ -65,15 +68,16 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
     adapter: Adapter = Adapter()
     train: Train = Train()
     task: Task | None = None
+    branches: Branches | None = None
     prompts: list[str] = ["剑光一闪"]
     sampling: Sampling = Sampling(max_new_tokens=64)
 
     @model_validator(mode="before")
     @classmethod
     def prompts_of_text(cls, values: object) -> object:
-        """A line of a novel is nothing to ask a task."""
-        chat = isinstance(values, dict) and isinstance(values.get("data"), dict) and values["data"].get("format") == "chat"
-        return {"prompts": [], **values} if chat else values  # type: ignore[dict-item]
+        """A line of a novel is nothing to ask a task, nor a trunk."""
+        rows = isinstance(values, dict) and isinstance(values.get("data"), dict) and values["data"].get("format") in ("chat", "branches")
+        return {"prompts": [], **values} if rows else values  # type: ignore[dict-item]
 
     @field_validator("adapter", mode="before")
     @classmethod
@@ -104,6 +108,18 @@ class Stage(BaseModel, frozen=True, extra="forbid", serialize_by_alias=True):
         return self
 
     @model_validator(mode="after")
+    def branches_of_trunks(self) -> Stage:
+        """Data of trunks are laid out as `branches` says, by default if nothing is said; other data have none, and no prompts of theirs."""
+        if self.data.format == "branches":
+            if self.prompts:
+                raise UserError("prompts", got="a value, while data.format is branches", expected="none", do="use `stylora branches`")
+            object.__setattr__(self, "branches", self.branches or Branches())  # a frozen model is still being made here
+        elif self.branches is not None:
+            expected = "data.format: branches, whose layout it is"
+            raise UserError("branches", got=f"a value, while data.format is {self.data.format}", expected=expected, do="remove it")
+        return self
+
+    @model_validator(mode="after")
     def a_task_of_answers(self) -> Stage:
         """Only conversations have answers."""
         if self.task is not None:
@@ -124,7 +140,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         bitsandbytes
     output_dir: where the run lies; None is `runs/<name of the recipe file>`
     layout: `stages` gives each stage a folder of its own; `flat` puts checkpoints and adapter into output_dir itself, as older recipes
-        expect them; `final` puts the adapter into its folder `final`
+        expect them; `final` puts the adapter into its folder `final`, `beside` into a folder beside it, its name with `_final` behind
     stages: carried out in order; `continue` and `on` say how they hang together
     """
 
@@ -133,7 +149,7 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
     attention: Literal["sdpa", "eager", "flex_attention"] | None = None
     load_in_4bit: bool = False
     output_dir: str | None = None
-    layout: Literal["stages", "flat", "final"] = "stages"
+    layout: Literal["stages", "flat", "final", "beside"] = "stages"
     stages: list[Stage] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -216,14 +232,28 @@ def _parse(values: dict[str, Any], overrides: Sequence[str], *, name: str, proce
         size = called.get("stages[0].train.samples_per_step")
         if size and not size.endswith("samples_per_step") and any(SAMPLES_PER_STEP.match(each) for each in overrides):
             raise UserError("train.samples_per_step", got="both forms at once", expected=f"it or {size}", do=f"override {size} instead")
+    return _validated(values, overrides, name, called), lines + ([] if called else renamed_lines(values))
+
+
+def load_flags_told(words: Sequence[str], *, processes: int = 1) -> tuple[Recipe, list[str], list[str]]:
+    """The recipe that older flags say, a sentence for each of them, and the overrides among the words. processes: as in `load_recipe`
+
+    Raises UserError that names the flag.
+    """
+    flags, overrides = read_flags(words)
+    older = translate_flags(flags, processes=processes)
+    return _validated(older.values, overrides, COMMAND, older.called), older.lines, overrides
+
+
+def _validated(values: dict[str, Any], overrides: Sequence[str], name: str, called: dict[str, str]) -> Recipe:
+    """The recipe of values in the current form, overridden. called: places -> the older keys that they came from"""
     for override in overrides:
         _override(values, override)
     refuse_step_names(values, name)
     try:
-        recipe = Recipe.model_validate(inherit(values, name))
+        return Recipe.model_validate(inherit(values, name))
     except ValidationError as error:
         raise _as_user_error(error, name, called) from error
-    return recipe, lines + ([] if called else renamed_lines(values))
 
 
 def _override(values: dict[str, Any], override: str, *, older: bool = False) -> None:

@@ -26,7 +26,7 @@ from stylora.samples.objective import READ_BY as OBJECTIVE_READ_BY
 from stylora.samples.settings import READ_BY as DATA_READ_BY
 from stylora.train.settings import current_names
 
-INHERITED = ("data", "objective", "adapter", "train", "task", "prompts", "sampling")
+INHERITED = ("data", "objective", "adapter", "train", "task", "branches", "prompts", "sampling")
 READ_BY: dict[str, tuple[str, Mapping[str, Container[str]]]] = {
     "data": ("format", DATA_READ_BY),
     "objective": ("kind", {kind: {*keys, "kind", "kl"} for kind, keys in OBJECTIVE_READ_BY.items()}),
@@ -133,9 +133,9 @@ def _continued(parent: dict[str, Any], stage: dict[str, Any], where: str) -> dic
         if section not in parent:
             continue
         theirs, before, now = parent[section], parent.get("data"), written.get("data")
-        if _is_chat(now) != _is_chat(before):
-            if section in ("task", "prompts"):
-                continue  # a line of a novel is nothing to ask a task, and text has no answers to judge
+        if _rows(now) != _rows(before):
+            if section in ("task", "branches", "prompts"):
+                continue  # a line of a novel is nothing to ask a task, and text has no answers to judge, nor branches to lay out
             if section == "objective":
                 theirs = _only(theirs, {"kl"})  # kinds for text mean nothing to conversations, nor the other way round
         elif section == "task" and _answers(now) != _answers(before):
@@ -144,8 +144,10 @@ def _continued(parent: dict[str, Any], stage: dict[str, Any], where: str) -> dic
     return written
 
 
-def _is_chat(data: Any) -> bool:
-    return isinstance(data, dict) and data.get("format") == "chat"
+def _rows(data: Any) -> str:
+    """What the data are: `chat`, `branches` or text, whose two formats have the same objectives."""
+    format = data.get("format") if isinstance(data, dict) else None
+    return format if format in ("chat", "branches") else "text"
 
 
 def _answers(data: Any) -> Any:

@@ -131,7 +131,7 @@ def held_out(found: Sequence[Track], part: str) -> Panel | None:
         best = track.stage.best(part)
         if best is not None:
             marks.append(Mark(kind="best", x=track.offset + best, y=measured.at(best), colour=track.colour))
-        if part in ("style", "answers"):
+        if part in ("style", "answers", "branches"):
             marks += _overfitting(track)
     if not lines:
         return None

@@ -128,8 +128,8 @@ class Stage:
 
     @cached_property
     def overfitting(self) -> int | None:
-        """Where overfitting begins, by the held-out style, or the answers of conversations."""
-        part = next((part for part in ("style", "answers") if part in self.parts), None)
+        """Where overfitting begins, by the held-out style, or the answers of conversations, or branches."""
+        part = next((part for part in ("style", "answers", "branches") if part in self.parts), None)
         return overfitting_begins(self.losses, self.part(part)) if part else None
 
     def held_out_at(self, step: int) -> Mapping[str, Any]:

@@ -31,6 +31,7 @@ PARTS = {
     "style": Said("style", "风格"),
     "general": Said("general text", "通用文本"),
     "answers": Said("answers", "回答"),
+    "branches": Said("branches", "分支"),
 }
 """parts of the held-out text; others go by their own name"""
 

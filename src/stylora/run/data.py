@@ -25,6 +25,9 @@ from stylora.corpus.rows import HUB
 from stylora.errors import UserError
 from stylora.model.tokenizer_file import context_length
 from stylora.recipe.recipe import Recipe, load_recipe, parse_recipe
+from stylora.samples.branch_data import BranchData
+from stylora.samples.branch_rows import holds_branches
+from stylora.samples.branch_summary import BranchSummary
 from stylora.samples.chat_data import ChatData, ChatSummary
 from stylora.samples.conversations import holds_conversations
 from stylora.samples.jsonl_mix import Mix
@@ -32,6 +35,7 @@ from stylora.samples.settings import Data
 from stylora.samples.store import Piece, report_row
 from stylora.samples.text import PARTS, Summary
 
+from .branch_scan import BranchScan, show_branches
 from .chat import ChatScan, account_of_chat, show_chat
 from .plan import open_tokenizer, read_data
 
@@ -85,14 +89,19 @@ def scan_recipe(arguments: Sequence[str], base: str | None) -> Recipe:
         raise UserError(arguments[0], got="only overrides", expected="files, folders or a recipe before them")
     train = paths if len(paths) > 1 else paths[0]
     data: dict[str, Any] = {"format": data_format(paths), "train": train}
-    if data["format"] != "chat":
+    if data["format"] in ("novels", "text"):
         data["window"] = window_for(base or "tiny")
     return parse_recipe({"base": base or "tiny", "stages": [{"data": data}]}, overrides, name="data")
 
 
 def data_format(paths: Sequence[str]) -> str:
-    """`chat` where the first row is a conversation, else as `text_format` says. Raises UserError for a path without usable files."""
+    """`chat` where the first row is a conversation, `branches` where it has a `main`, else as `text_format` says.
+
+    Raises UserError for a path without usable files.
+    """
     files = find_files([path for path in paths if not path.startswith(HUB)])
+    if files and holds_branches(files[0]):
+        return "branches"
     return "chat" if files and holds_conversations(files[0]) else text_format(paths)
 
 
@@ -108,12 +117,16 @@ def window_for(base: str) -> int:
     return min(default, context_length(base) or default)
 
 
-def scan(recipe: Recipe, *, console: Console, cache: Path | None = None) -> Scan | ChatScan:
+def scan(recipe: Recipe, *, console: Console, cache: Path | None = None) -> Scan | ChatScan | BranchScan:
     """Read the recipe's data as training would. console: for the progress bar, which vanishes. Raises what reading raises."""
     with progress_bar(console) as progress:
         text = read_data(recipe, open_tokenizer(recipe.base), cache=cache, progress=progress)
     if isinstance(text, ChatData):
         return ChatScan(base=recipe.base, data=recipe.stages[0].data, summary=text.summary)
+    if isinstance(text, BranchData):
+        stage = recipe.stages[0]
+        assert stage.branches is not None
+        return BranchScan(base=recipe.base, data=stage.data, branches=stage.branches, summary=text.summary)
     files = file_rows(text.summary.reports, text.pieces)
     return Scan(base=recipe.base, data=recipe.stages[0].data, files=files, summary=text.summary)
 
@@ -147,10 +160,12 @@ def file_rows(reports: Sequence[FileReport], pieces: Sequence[Piece]) -> list[Fi
 # ---------------------------------------------------------------------------------------------------------- in the terminal
 
 
-def show(found: Scan | ChatScan, console: Console, *, removed: bool = False) -> None:
+def show(found: Scan | ChatScan | BranchScan, console: Console, *, removed: bool = False) -> None:
     """The table of files, what is doubtful about them, and the account of the whole. removed: also what cleaning took out."""
     if isinstance(found, ChatScan):
         return show_chat(found, console)
+    if isinstance(found, BranchScan):
+        return show_branches(found, console)
     console.print(file_table(found.files))
     for row in found.files:
         for line in doubts(row.report):
@@ -222,10 +237,13 @@ def totals(found: Scan) -> Iterator[tuple[str, str]]:
     yield "text", f"{characters:,} characters, {tokens:,} tokens of {found.base} ({characters / max(1, tokens):.2f} characters a token)"
 
 
-def account(summary: Summary | ChatSummary, window: int) -> Iterator[tuple[str, str]]:
+def account(summary: Summary | ChatSummary | BranchSummary, window: int) -> Iterator[tuple[str, str]]:
     """(name, figures) of the split and of an epoch, and the warnings. window: of text"""
     if isinstance(summary, ChatSummary):
         yield from account_of_chat(summary)
+        return
+    if isinstance(summary, BranchSummary):
+        yield from summary.told()
         return
     for side in summary.sides:
         amount = f"{side.tokens:,} tokens in {side.windows:,} windows"

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, PeftConfig, PeftModel
+from peft import LoraConfig, PeftModel
 from rich.console import Console
 
 from stylora.errors import UserError
@@ -27,14 +27,17 @@ from stylora.evaluate.task import Examined
 from stylora.evaluate.voice import Voice
 from stylora.generate.decode import Model
 from stylora.generate.settings import Sampling
-from stylora.model.adapter import adapter_weight, check_linear, restore_adapter
+from stylora.model.adapter import adapter_weight, check_linear, read_config, restore_adapter
 from stylora.model.base import Base, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
 from stylora.model.proofs import prove_base
+from stylora.model.rope_2d import remove
 from stylora.model.tokenizer_file import tokenizer_file
 from stylora.recipe.recipe import Recipe
+from stylora.samples.branch_data import BranchData
 from stylora.samples.chat_data import ChatData
+from stylora.samples.text import TextData
 from stylora.train.checkpoint import steps_there, unsound
 
 from .evaluation_data import EvaluationData, HeldOutText, TrainedOn, choose_recipe, measured_on, same_place, stage_recipe
@@ -42,7 +45,7 @@ from .evaluation_options import Checkpoints
 from .figures import Asked, alarms, continuation_figures, distance_figures, label, loss_figures, measure_loss
 from .folder import EVALUATION, StageFolder, adapter_hash, write_json
 from .open import Found, find_model, put_on
-from .plan import chat_format, open_tokenizer
+from .plan import chat_format, open_tokenizer, shares_prefixes
 from .show_evaluation import telling
 from .task import TaskAtHand, both_ways, read_task, task_at_hand, write_errors
 
@@ -103,8 +106,14 @@ class Evaluation:
 
     @property
     def generates(self) -> bool:
-        """Conversations are measured by their loss, and by their task where they have one."""
-        return not isinstance(self.data.data, ChatData)
+        """Conversations and branches are measured by their loss, and conversations by their task where they have one."""
+        return isinstance(self.data.data, TextData)
+
+    @property
+    def columnar(self) -> bool:
+        """Do the branches that are measured see each other's earlier columns?"""
+        branches = self.data.recipe.stages[0].branches
+        return branches is not None and branches.visibility == "columnar"
 
 
 def evaluate(
@@ -136,7 +145,7 @@ def evaluate(
     keep_freed_memory()
     with telling(console, 1 + len(groups) + sum(map(len, variants.values()))) as tell:
         tell("text and voice")
-        voice = None if isinstance(yardstick.data, ChatData) else yardstick.voice(tokens=sampling.max_new_tokens, seed=seed)
+        voice = yardstick.voice(tokens=sampling.max_new_tokens, seed=seed) if isinstance(yardstick.data, TextData) else None
         common = Evaluation(data=yardstick, asked=asked, voice=voice, device=choose_device())
         entries: list[dict[str, Any]] = []
         for group in groups:
@@ -161,7 +170,7 @@ def plan(found: Found, checkpoints: Checkpoints | None, weights: Sequence[float]
     """
     if found.adapter is None:
         return []
-    configs = [PeftConfig.from_pretrained(str(folder)) for folder in found.adapters]
+    configs = [read_config(folder) for folder in found.adapters]
     if any(weight != 1 for weight in [*weights, *(layer.weight for layer in found.layers)]):
         check_linear(configs)
     for folder, config in zip(found.adapters, configs, strict=True):
@@ -208,10 +217,14 @@ def measure_base(found: Found, common: Evaluation, trust_remote_code: bool) -> O
             data.branches, got="a conversation that is a tree", expected="one text, for this base does not keep branches apart",
             do="set data.turns: last",
         )  # fmt: skip
+    if isinstance(data, BranchData) and not proofs.packs:
+        expected = "one text, for this base does not keep branches apart"
+        raise UserError("data.format", got="branches", expected=expected, do="use another base")
     text = common.data.held_out(found.base)
-    shares = proofs.packs and isinstance(data, ChatData)
+    shares = proofs.packs and shares_prefixes(common.data.recipe.stages[0])
+    forest = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head, columnar=common.columnar)
     with precision_context(common.device.device, common.device.dtype):
-        loss = measure_loss(ForestModel(base.model, words=len(base.tokenizer), head=proofs.head), text, share_prefixes=shares)
+        loss = measure_loss(forest, text, share_prefixes=shares)
     task = None
     if isinstance(data, ChatData):
         stage = common.data.recipe.stages[0]
@@ -230,6 +243,9 @@ def measure_model(
     if not variants:
         return
     opened = put_on(on.base, found)
+    laid_out = common.data.recipe.stages[0].branches
+    if laid_out is not None and opened.branches not in (None, laid_out):
+        common.data.warnings.append(f"{found.name} was trained on branches that are laid out in another way than those it is measured on")
     common.data.warnings += [f"forced: {line}" for line in opened.forced]
     model, trained_on = opened.model, common.data.trained_on(found) if common.generates else None
     assert isinstance(model, PeftModel)
@@ -249,6 +265,7 @@ def measure_model(
             keep_errors(found.stack.parent, on.task, measured[key].rows)
         yield {**variant.as_json(on.base.name), **measured[key].figures}
     model.unload()
+    remove(on.base.model)
 
 
 def keep_errors(stage: Path, task: TaskAtHand, rows: Sequence[Answered]) -> None:
@@ -265,7 +282,7 @@ def figures(
 
     trained_on: None where nothing is continued; loss: where it is known already; stage: its folder, which says how sure it is of labels
     """
-    forest = ForestModel(on.base.model, words=len(on.base.tokenizer), head=on.head)  # adapters lie inside
+    forest = ForestModel(on.base.model, words=len(on.base.tokenizer), head=on.head, columnar=common.columnar)  # adapters lie inside
     with precision_context(common.device.device, common.device.dtype):
         own = loss or measure_loss(forest, on.text, share_prefixes=on.shares)
         found = {"held_out": loss_figures(own, on.loss), **distance_figures(forest, on.text, share_prefixes=on.shares)}
@@ -303,8 +320,10 @@ def described(common: Evaluation, entries: Sequence[dict[str, Any]]) -> dict[str
 
 def cautions(common: Evaluation, entries: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What is not measured here, and what does not compare."""
-    if not common.generates:
+    if isinstance(common.data.data, ChatData):
         yield "the data are conversations: loss, KL and task are measured; style, continuations and copying are not"
+    elif not common.generates:
+        yield "the data are branches: loss and KL are measured; style, continuations and copying are not"
     if not any(entry["held_out"] for entry in entries):
         yield "nothing is held out: there is no loss and no KL; set data.validation"
     if len({entry["base"] for entry in entries}) > 1:

@@ -21,12 +21,13 @@ from stylora.evaluate.voice import LENGTH, Voice, fit_voice
 from stylora.forest import Sample
 from stylora.model.tokenizer_file import base_path, context_length, hash_file, tokenizer_file
 from stylora.recipe.recipe import Recipe, load_recipe
+from stylora.samples.branch_data import BranchData
 from stylora.samples.chat_data import ChatData
 from stylora.samples.clm import clm
 from stylora.samples.text import PARTS, TextData
 
 from .open import Found
-from .plan import open_tokenizer, read_data
+from .plan import StageData, open_tokenizer, read_data
 
 SHORTEST = 20  # characters of a passage that the voice learns from, however short the continuations are
 OVERLAP = 0.01  # share of the held-out text from which on its overlap with training text is worth a warning
@@ -61,26 +62,31 @@ class EvaluationData:
     _indexed: dict[str, TrainedOn] = field(default_factory=dict)
 
     @cached_property
-    def data(self) -> TextData | ChatData:
-        """Windows or conversations, in the tokens of the recipe's base."""
+    def data(self) -> StageData:
+        """Windows, conversations or branches, in the tokens of the recipe's base."""
         return read_data(self.recipe, self._tokenizer, cache=self.cache)
 
+    def rows(self, base: str) -> ChatData | BranchData:
+        """Conversations or branches in the tokens of `base`."""
+        data = self.data
+        if not same_place(base, self.recipe.base):  # another base may have these tokens, and another template
+            data = read_data(self.recipe.model_copy(update={"base": base}), open_tokenizer(base), cache=self.cache)
+        assert not isinstance(data, TextData)
+        return data
+
     def conversations(self, base: str) -> ChatData:
-        """The rows in the tokens of `base`."""
-        if same_place(base, self.recipe.base):  # another base may have these tokens, and another template
-            assert isinstance(self.data, ChatData)
-            return self.data
-        other = read_data(self.recipe.model_copy(update={"base": base}), open_tokenizer(base), cache=self.cache)
-        assert isinstance(other, ChatData)
-        return other
+        """The conversations in the tokens of `base`."""
+        data = self.rows(base)
+        assert isinstance(data, ChatData)
+        return data
 
     def held_out(self, base: str) -> HeldOutText:
         """For models on `base`; parts in which nothing is predicted are left out."""
         data, context = self.data, context_length(base)
         samples, characters = data.validation_samples, data.validation_characters
         longest = max((len(sample) for found in samples.values() for sample in found), default=0)
-        if isinstance(data, ChatData):
-            other = self.conversations(base)
+        if not isinstance(data, TextData):
+            other = self.rows(base)
             samples, characters = other.validation_samples, other.validation_characters
         elif _same_tokens(base, self.recipe.base) and (context is None or longest <= context):
             pass  # as they are
@@ -170,8 +176,9 @@ def measured_on(recipe: Recipe, held_out: Path | None) -> Recipe:
     if held_out is None:
         return recipe
     (stage,) = recipe.stages
-    if stage.data.format != "chat":
-        raise UserError("--held-out", got=f"data.format {stage.data.format}", expected="chat", do="set data.validation in a recipe")
+    if stage.data.format not in ("chat", "branches"):
+        expected = "chat or branches"
+        raise UserError("--held-out", got=f"data.format {stage.data.format}", expected=expected, do="set data.validation in a recipe")
     data = stage.data.model_copy(update={"validation": (str(held_out),)})
     return recipe.model_copy(update={"stages": [stage.model_copy(update={"data": data})]})
 

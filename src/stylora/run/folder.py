@@ -12,7 +12,7 @@
     stack.json         base and adapters with their hashes: what generate opens; written last, so it marks a finished stage
     .lock              held while a process trains here
 
-Runs from older recipes put checkpoints and adapter where those recipes expect them (`layout`).
+Runs from older recipes and flags put checkpoints and adapter where those expect them (`layout`).
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from stylora.samples.settings import Data, as_list
 from stylora.train.checkpoint import NAME
 
 LOCK, EVALUATION, THREE_WAY, ADAPTER_INFO = ".lock", "evaluation.json", "three_way.json", "adapter_info.json"
+BESIDE = "_final"  # behind the name of a run whose adapter lies beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,8 @@ class StageFolder:
     @property
     def adapter(self) -> Path:
         """The finished adapter."""
-        return {"stages": self.path / "adapter", "flat": self.path, "final": self.path / "final"}[self.layout]
+        beside = self.path.with_name(self.path.name + BESIDE)
+        return {"stages": self.path / "adapter", "flat": self.path, "final": self.path / "final", "beside": beside}[self.layout]
 
     @property
     def checkpoints(self) -> Path:
@@ -114,6 +116,9 @@ def claim_stage(folder: Path, recipe: Recipe, *, force: bool, extend: bool = Fal
     if stage.is_empty():
         if extend:
             raise UserError("--extend", got=f"no run in {stage.path}", expected="a finished run", do="train it first, without --extend")
+        if stage.layout == "beside" and stage.adapter.exists():
+            expected = "no such folder: the finished adapter will lie there"
+            raise UserError(str(stage.adapter), got="files of no run that is there", expected=expected, do="set output_dir, or move it")
         return Claim(stage=stage, state="new")
     there = _kept_recipe(stage)
     if there is None:
@@ -149,7 +154,8 @@ def made_from(recipe: Recipe) -> dict[str, Any]:
 
 def hash_text(data: Data) -> str:
     """Hex BLAKE2b-128 of the files of a `data` section, names and bytes. Raises UserError where a file is not there."""
-    validation = list(data.validation) if data.format == "chat" and isinstance(data.validation, tuple) else []
+    rows = data.format in ("chat", "branches")  # of novels it names titles among the training text
+    validation = list(data.validation) if rows and isinstance(data.validation, tuple) else []
     paths = [path for _, listed, _ in data.styles() for path in listed] + as_list(data.general or ()) + validation
     digest = blake2b(repr([path for path in paths if path.startswith(HUB)]).encode(), digest_size=16)
     for file in find_files(path for path in paths if not path.startswith(HUB)):
@@ -233,9 +239,12 @@ def _done_with(stage: StageFolder, recipe: Recipe) -> dict[str, Any] | None:
 
 def parent_stage(adapter: Path) -> StageFolder | None:
     """The stage that an adapter or checkpoint folder lies in; None for one from elsewhere."""
-    for path in (adapter, *list(adapter.parents)[:2]):
+    beside = [adapter.with_name(adapter.name.removesuffix(BESIDE))] if adapter.name.endswith(BESIDE) else []
+    for path in (adapter, *beside, *list(adapter.parents)[:2]):
         if (path / "recipe.yaml").is_file() and (path / "environment.json").is_file():
             recipe = _kept_recipe(StageFolder(path=path))
+            if path in beside and recipe is not None and recipe.layout != "beside":
+                continue
             return StageFolder(path=path, layout=recipe.layout) if recipe else None
     return None
 
@@ -286,6 +295,8 @@ def make_stage(stage: StageFolder, recipe: Recipe) -> None:
             shutil.rmtree(entry)
         elif entry.name != LOCK and entry != stage.recipe:
             entry.unlink()
+    if stage.layout == "beside":
+        shutil.rmtree(stage.adapter, ignore_errors=True)
     keep_recipe(stage, recipe)
 
 
@@ -314,15 +325,17 @@ def publish(stage: StageFolder, write: Callable[[Path], None]) -> None:
 def write_stack(
     stage: StageFolder, recipe: Recipe, *, base_fingerprint: dict[str, Any], steps: int, made: dict[str, Any]
 ) -> None:
-    """Describe base and adapters, bottom to top, how far the last was trained and what it was made from (`made_from`); whoever opens the
-    stage checks it against these hashes."""
+    """Describe base and adapters, bottom to top, how its branches were laid out where it learned from any, how far the last was trained and
+    what it was made from (`made_from`); whoever opens the stage checks it against these hashes."""
     for measured in (EVALUATION, THREE_WAY):
         (stage.path / measured).unlink(missing_ok=True)  # it was of an adapter that is no more
     frozen = frozen_entries(stage.path, recipe.stages[0], made)
     top = _entry(stage.path, stage.adapter, "trained", recipe.stages[0].name, 1.0, adapter_hash(stage.adapter))
     base = {"name": recipe.base, "fingerprint": base_fingerprint, "load_in_4bit": recipe.load_in_4bit}
-    epochs = recipe.stages[0].train.num_train_epochs
-    write_json(stage.stack, {"base": base, "adapters": [*frozen, top], "steps": steps, "num_train_epochs": epochs, "made_from": made})
+    epochs, branches = recipe.stages[0].train.num_train_epochs, recipe.stages[0].branches
+    layout = {} if branches is None else {"branches": branches.model_dump(mode="json")}
+    how_far = {"steps": steps, "num_train_epochs": epochs, "made_from": made}
+    write_json(stage.stack, {"base": base, "adapters": [*frozen, top], **layout, **how_far})
 
 
 def write_adapter_info(folder: Path, stage: StageFolder, recipe: Recipe, *, made: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from peft import PeftModel
 
@@ -12,6 +12,7 @@ from stylora.evaluate.held_out import precision_context
 from stylora.generate.decode import stream
 from stylora.generate.settings import Sampling
 from stylora.model.device import choose_device
+from stylora.model.rope_2d import one_dimensional
 
 from .open import open_model
 
@@ -27,8 +28,11 @@ def stream_prompts(
         print(f"warning    forced: {line}", file=sys.stderr)
     if without_adapter and not isinstance(opened.model, PeftModel):
         raise UserError("--without-adapter", got=f"{name}, which has none", expected="a MODEL with an adapter", do="leave the flag away")
-    switch = opened.model.disable_adapter() if without_adapter and isinstance(opened.model, PeftModel) else nullcontext()
-    with switch, precision_context(device.device, device.dtype):
+    with ExitStack() as inside:
+        if without_adapter and isinstance(opened.model, PeftModel):
+            inside.enter_context(opened.model.disable_adapter())
+            inside.enter_context(one_dimensional(opened.model))
+        inside.enter_context(precision_context(device.device, device.dtype))
         for prompt in prompts:
             sys.stdout.write("" if chat else prompt)
             for piece in stream(opened.model, opened.base.tokenizer, prompt, sampling, chat=chat):

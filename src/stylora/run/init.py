@@ -33,7 +33,7 @@ from .plan import open_tokenizer, read_data
 
 LARGE_BASE = "Qwen/Qwen3-8B"
 GENERAL_RATIO = 0.1
-CHAT_ONLY = READ_BY["chat"] - READ_BY["text"]
+OF_OTHERS = READ_BY["chat"] | READ_BY["branches"]
 WINDOWS = 128  # in an epoch, so that it is more than a handful of steps
 SHORTEST = 128  # tokens; shorter windows teach no context
 STEPS = 200  # steps after which a style has settled on small corpora
@@ -166,7 +166,7 @@ def section(
     """
     told = comments(model)
     # Keys of another kind or format would be refused.
-    idle = set(Objective.model_fields) - {"kind"} if model is Objective else CHAT_ONLY if model is Data else set()
+    idle = set(Objective.model_fields) - {"kind"} if model is Objective else OF_OTHERS - READ_BY["text"] if model is Data else set()
     idle |= {"continue", "on"} if model is Stage else set()  # there is no other stage
     for name, field in model.model_fields.items():
         key = field.alias or name

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
@@ -17,7 +18,9 @@ from rich.text import Text
 from stylora.errors import UserError
 from stylora.forest import MicroBatch, Sample, build_trie
 from stylora.forest.draw import KINDS, count_kinds, tokens_html, tree_text
+from stylora.forest.forest import parents
 from stylora.recipe.recipe import Recipe
+from stylora.samples.branch_settings import Branches
 from stylora.samples.objective import check_vocabulary, read_vocabulary
 from stylora.samples.pieces import piece_of
 from stylora.train.steps import Step, Steps
@@ -80,16 +83,15 @@ def inspect(recipe: Recipe, *, samples: int = 3, epoch: int = 0, console: Consol
     with progress_bar(console) as progress:
         data = read_data(recipe, tokenizer, cache=cache, progress=progress)
     steps = plan_steps(stage, data, vocabulary, packs=True)
-    if epoch * steps.per_epoch >= len(steps):
-        last = (len(steps) - 1) // steps.per_epoch
+    if epoch >= len(steps.ends):
         reason = f"training ends after {len(steps):,} steps, {steps.per_epoch:,} an epoch"
-        raise UserError("--epoch", got=str(epoch), expected=f"0 to {last}: {reason}")
+        raise UserError("--epoch", got=str(epoch), expected=f"0 to {len(steps.ends) - 1}: {reason}")
     shown = [
         Shown(sample=steps.build(index, epoch), source=data.source(index), part=data.part(index), sample_id=data.sample_id(index))
         for index in data.epoch(epoch)[:samples].tolist()
     ]
     return Inspection(
-        recipe=recipe, epoch=epoch, samples=shown, steps=steps, step=steps[epoch * steps.per_epoch], piece=piece_of(tokenizer)
+        recipe=recipe, epoch=epoch, samples=shown, steps=steps, step=steps[steps.begin(epoch)], piece=piece_of(tokenizer)
     )
 
 
@@ -99,7 +101,7 @@ def sample_json(shown: Shown, piece: Piece) -> dict[str, Any]:
     texts = ["" if token < 0 else piece(token) for token in forest.ids.tolist()]
     return {
         "source": shown.source, "part": shown.part, "sample_id": shown.sample_id, "counts": shown.counts,
-        "ids": forest.ids.tolist(), "time": forest.time.tolist(), "end": forest.end.tolist(),
+        "ids": forest.ids.tolist(), "time": forest.time.tolist(), "branch": forest.branch.tolist(), "end": forest.end.tolist(),
         "texts": [text if isinstance(text, str) else text.hex(" ") for text in texts],
         "edges": [list(edge) for edge in zip(edges.source.tolist(), edges.target.tolist(), edges.weight.tolist(), strict=True)],
     }  # fmt: skip
@@ -143,6 +145,8 @@ def show(found: Inspection, console: Console) -> None:
         source = shown.source if found.steps.share_prefixes else f"《{shown.source}》"
         title.append(f"{shown.part}, {source}, {len(shown.sample):,} tokens: {told}", style="not bold")
         draw(title, shown.sample, found.piece, console)
+        for line in branch_lines(shown.sample, found.recipe.stages[0].branches):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     if found.steps.share_prefixes and len(found.samples) > 1:
         together = build_trie([shown.sample for shown in found.samples])
         title = Text("together  ", style="bold")
@@ -161,6 +165,37 @@ def draw(title: Text, sample: Sample, piece: Piece, console: Console) -> None:
     console.print(Text.from_ansi(drawing), soft_wrap=True)
 
 
+def branch_lines(sample: Sample, branches: Branches | None) -> list[str]:
+    """Where each branch of a sample stands, and whom it sees; nothing for samples without branches.
+
+        branch 1   coordinate 128, time 9 to 14, sees main 1 <
+        branch 2   coordinate 256, time 9 to 12, sees main < 2
+                   < what that one said at earlier times
+    """
+    forest = sample.forest
+    starts = branch_starts(sample)
+    if branches is None or not starts:
+        return []
+    others = "." if branches.visibility == "isolated" else "<"
+    lines = []
+    for number, (start, end) in enumerate(zip(starts, [*starts[1:], len(forest)], strict=True), 1):
+        sees = " ".join(str(each) if each == number else others for each in range(1, len(starts) + 1))
+        place = f"coordinate {forest.branch[start]:,}, time {forest.time[start]:,} to {forest.time[end - 1]:,}"
+        lines.append(f"branch {number:<3} {place}, sees main {sees}")
+    legend = ". nothing of that one" if branches.visibility == "isolated" else "< what that one said at earlier times"
+    return [*lines, f"           {legend}"] if len(starts) > 1 else lines
+
+
+def branch_starts(sample: Sample) -> list[int]:
+    """Where the branches of a row begin: at tokens that go on from the trunk's end, and where the coordinate changes; nothing for a single
+    chain at one coordinate."""
+    forest = sample.forest
+    above = parents(forest)
+    forks = np.flatnonzero(above != np.arange(-1, len(forest) - 1))  # they go on from somewhere else than the token before
+    changes = np.flatnonzero(np.diff(forest.branch)) + 1
+    return sorted({*forks.tolist(), *changes.tolist(), *(int(above[fork]) + 1 for fork in forks[:1])})
+
+
 def coloured(kind: str, text: str) -> str:
     """As terminals colour it."""
     return STYLES[kind].render(text)
@@ -176,8 +211,8 @@ def step_lines(found: Inspection) -> list[str]:
     step, train = found.step, found.recipe.stages[0].train
     told = step_json(step)
     lines = [
-        f"training   {len(found.steps):,} steps, {found.steps.per_epoch:,} an epoch",
-        f"step {found.epoch * found.steps.per_epoch + 1:<6}{step.samples} samples, {step.tokens:,} tokens, {told['edges']:,} predictions",
+        f"training   {len(found.steps):,} steps, {'' if found.steps.counts is None else 'about '}{found.steps.per_epoch:,} an epoch",
+        f"step {found.steps.begin(found.epoch) + 1:<6}{step.samples} samples, {step.tokens:,} tokens, {told['edges']:,} predictions",
         f"packing    micro-batches of at most {train.tokens_per_microbatch:,} tokens: {len(step.batches)}, {told['padding']:.1%} padding",
     ]
     for batch in told["microbatches"]:

@@ -20,11 +20,10 @@ from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel
 from stylora.model.processes import agreed, rank, wait_for_all
 from stylora.recipe.recipe import Stage
-from stylora.samples.chat_data import ChatData
-from stylora.samples.text import TextData
 from stylora.train.logs import append_line, read_lines
 from stylora.train.trainer import Evaluator
 
+from .plan import StageData, shares_prefixes
 from .task import TaskAtHand, write_errors
 
 HELD_OUT, TASK_METRICS, SAMPLES = "held_out.jsonl", "task.jsonl", "samples.jsonl"
@@ -53,7 +52,7 @@ class Outcome:
 
 
 def evaluators(
-    stage: Stage, folder: Path, base: Base, data: TextData | ChatData, device: Device, console: Console, *, task: TaskAtHand | None,
+    stage: Stage, folder: Path, base: Base, data: StageData, device: Device, console: Console, *, task: TaskAtHand | None,
     packs: bool,
 ) -> list[Evaluator]:  # fmt: skip
     """Held-out loss of each part, scored by all processes; the task's questions and the prompts, answered by the first.
@@ -66,7 +65,7 @@ def evaluators(
             found = {
                 part: measure(
                     model, samples, data.validation_characters[part], tokens_at_once=stage.train.tokens_per_microbatch,
-                    share_prefixes=packs and isinstance(data, ChatData),
+                    share_prefixes=packs and shares_prefixes(stage),
                 )
                 for part, samples in data.validation_samples.items()
                 if any(len(sample.edges.weight) for sample in samples)  # a passage of one token predicts nothing

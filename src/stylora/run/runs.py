@@ -248,6 +248,9 @@ def remove(runs: Sequence[Run]) -> int:
     for run in runs:
         path = run.folder.path
         freed += size_of(path)
+        if run.folder.layout == "beside" and run.folder.adapter.is_dir():
+            freed += size_of(run.folder.adapter)
+            shutil.rmtree(run.folder.adapter)
         with locked(run.folder):
             last = ["environment.json", "metrics.jsonl", "recipe.yaml"]
             for entry in sorted(path.iterdir(), key=lambda entry: last.index(entry.name) if entry.name in last else -1):

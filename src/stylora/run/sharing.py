@@ -42,6 +42,8 @@ def copy_shared(point: Point, points: Sequence[Point]) -> Iterator[str]:
 
 def _trained(point: Point, number: int, own: Recipe, points: Sequence[Point]) -> tuple[Point, StageFolder] | None:
     """The point that has this stage done, and where."""
+    if own.layout == "beside":  # half of it lies elsewhere
+        return None
     for other in points:
         if other.name == point.name or other.lineages[number] != point.lineages[number]:
             continue

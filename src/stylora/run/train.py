@@ -30,8 +30,10 @@ from stylora.model.base import Base, fingerprint, load_base
 from stylora.model.device import Device, choose_device, keep_freed_memory
 from stylora.model.forest_model import ForestModel
 from stylora.model.processes import agreed, join_processes, leave_processes, lost_peer, rank, ranks, wait_for_all
-from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base, prove_kl
+from stylora.model.proofs import Proofs, probe, prove_adapters_off, prove_base, prove_branches, prove_kl
 from stylora.model.quantized import stored_bytes
+from stylora.model.rope_2d import install
+from stylora.model.rope_2d import told as told_positions
 from stylora.model.stack import TOP, build_stack, check_stack, fold
 from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import Recipe, Stage
@@ -68,7 +70,7 @@ from .folder import (
 )
 from .measuring import Outcome, evaluators
 from .open import check_adapter
-from .plan import chat_format, check_window, open_tokenizer, plan_steps, read_data
+from .plan import StageData, chat_format, check_window, open_tokenizer, plan_steps, read_data
 from .resume import carry_out, identity, open_folder, take_best
 from .task import TaskAtHand, TaskFile, task_at_hand, task_file, write_errors, write_task
 
@@ -80,7 +82,7 @@ class Prepared:
     """Everything a stage trains with, before anything is written."""
 
     base: Base
-    data: TextData | ChatData
+    data: StageData
     device: Device
     peft_model: PeftModel
     model: ForestModel
@@ -111,7 +113,8 @@ def train(
     check_trackers(stage.train.report_to)
     check_optimizer(stage.train.optim, choose_device(stage.train.precision).device.type)
     for key, start in [("path", stage.adapter.path), *(("frozen", path) for path in stage.adapter.frozen)]:
-        if start is not None and folder.path.resolve() in [Path(start).resolve(), *Path(start).resolve().parents]:
+        ours = {folder.path.resolve(), folder.adapter.resolve()}
+        if start is not None and not ours.isdisjoint([Path(start).resolve(), *Path(start).resolve().parents]):
             raise UserError(
                 str(folder.path), got=f"the folder of adapter.{key} {start}", expected="another folder, so that nothing of it is replaced",
                 do="set output_dir",
@@ -137,10 +140,17 @@ def train(
                 raise
             raise told from error
     outcome.seconds = time.perf_counter() - started
-    use = f"generate {folder.path} --prompt 剑光一闪" if stage.data.format != "chat" else f"evaluate {folder.path}"
-    saved = f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora {use}"
-    console.print(saved, markup=False)
+    console.print(f"saved      {folder.path} ({outcome.seconds:.0f} s); try: stylora {use_of(stage, folder)}", markup=False)
     return outcome
+
+
+def use_of(stage: Stage, folder: StageFolder) -> str:
+    """The command that shows what was learned."""
+    if stage.data.format == "chat":
+        return f"evaluate {folder.path}"
+    if stage.data.format == "branches":
+        return f"branches {folder.path} --main TEXT --branch PROMPT --branch PROMPT"
+    return f"generate {folder.path} --prompt 剑光一闪"
 
 
 def in_words(error: Exception, stage: Stage, folder: StageFolder) -> TrainingStopped | UserError | None:
@@ -193,15 +203,25 @@ def prepare(recipe: Recipe, console: Console, *, cache: Path | None) -> Prepared
         check_adapter(Path(folder), recipe.base, base_fingerprint, below)
         below[Path(folder)] = None if called in chosen else 1.0
     proofs, peft_model = prove_and_attach(base, stage)
+    turned = install(base.model, stage.branches)
     task = None
-    if isinstance(data, ChatData):
+    if not isinstance(data, TextData):
         proofs.lines.append(data.proof())
+    if isinstance(data, ChatData):
         form = chat_format(recipe.base, open_tokenizer(recipe.base), stage.data.chat_template_kwargs)
         task = task_at_hand(stage, data, form, base, packs=proofs.packs)
     for number, prompt in enumerate(stage.prompts):
         open_row(base.model, base.tokenizer, prompt, stage.sampling, number=number, chat=stage.data.format == "chat",
                  where=f"prompts[{number}]")  # fmt: skip
-    model = ForestModel(base.model, words=len(base.tokenizer), head=proofs.head, kl=stage.objective.kl)  # the adapter lies inside
+    columnar = stage.branches is not None and stage.branches.visibility == "columnar"
+    model = ForestModel(
+        base.model, words=len(base.tokenizer), head=proofs.head, kl=stage.objective.kl, columnar=columnar
+    )  # the adapter lies inside
+    if stage.branches is not None:
+        if proofs.packs:  # else `plan_steps` refuses
+            proofs.lines += prove_branches(model, stage.branches, words=len(base.tokenizer))
+        for line in told_positions(stage.branches, turned):
+            console.print(f"branches   {line}", markup=False, highlight=False)
     if stage.objective.kl is not None and stage.objective.kl.beta:
         proofs.lines.append(prove_kl(model, words=len(base.tokenizer)))
     for line in proofs.lines:
@@ -225,7 +245,7 @@ def prove_and_attach(base: Base, stage: Stage) -> tuple[Proofs, PeftModel]:
         _, difference = fold(base.model, stage.adapter.frozen, weights, ids)  # in place
         proofs.lines.append(f"folded = unfolded up to rounding: logits differ by {difference:.2g} ({base.model.dtype})")
         ids, before = probe(base.model, words)
-    peft_model = build_stack(base.model, stage.adapter, seed=stage.train.seed, weights=weights)
+    peft_model = build_stack(base.model, stage.adapter, seed=stage.train.seed, weights=weights, branches=stage.branches)
     proofs.lines.append(prove_adapters_off(peft_model, before, ids))
     return proofs, peft_model
 
@@ -237,15 +257,16 @@ def run_stage(
     stage = recipe.stages[0]
     trainable, total = count_parameters(prepared.peft_model)
     steps = prepared.steps
+    size = f"{stage.train.samples_per_step} samples" if steps.counts is None else f"at most {stage.train.samples_per_step} branches"
     console.print(
-        f"train      {len(steps):,} steps of {stage.train.samples_per_step} samples, {steps.per_epoch:,} an epoch; "
+        f"train      {len(steps):,} steps of {size}, {'' if steps.counts is None else 'about '}{steps.per_epoch:,} an epoch; "
         f"trainable {trainable:,} of {total:,} parameters ({trainable / total:.2%})"
     )
     same = identity(recipe, prepared.data.fingerprint, prepared.base_fingerprint)
     checkpoint = agreed(open_folder(recipe, folder, state, same, console) if rank() == 0 else None)
     if rank() == 0:
         write_json(folder.path / "environment.json", environment(prepared.device, prepared.proofs))
-        if isinstance(prepared.data, ChatData) and prepared.data.rejects:
+        if not isinstance(prepared.data, TextData) and prepared.data.rejects:
             lines = [json.dumps(reject.as_json(), ensure_ascii=False) + "\n" for reject in prepared.data.rejects]
             write_text(folder.path / "rejects.jsonl", "".join(lines))
     wait_for_all()
@@ -303,15 +324,15 @@ def make_trainer(
     callbacks: list[TrainerCallback] = [MetricsFile(metrics), display, told]
     if "tensorboard" in settings.report_to and rank() == 0:
         callbacks.append(tensorboard(folder.path))
-    saves = moments(settings.save_strategy, settings.save_steps, steps.per_epoch, len(steps)) if settings.save_strategy != "no" else set()
+    saves = moments(settings.save_strategy, settings.save_steps, steps.ends, len(steps)) if settings.save_strategy != "no" else set()
     trainer = ForestTrainer(
         prepared.model, prepared.peft_model, prepared.base.tokenizer, steps,
         training_arguments(settings, prepared.device, folder.checkpoints, len(steps)), settings,
         base_name=prepared.base.path, folder=folder.path, save_at=saves,
-        eval_at=moments(settings.eval_strategy, settings.eval_steps, steps.per_epoch, len(steps)),
+        eval_at=moments(settings.eval_strategy, settings.eval_steps, steps.ends, len(steps)),
         evaluators=evaluators(stage, folder.path, prepared.base, prepared.data, prepared.device, console, task=prepared.task,
                               packs=prepared.proofs.packs),
-        callbacks=callbacks if rank() == 0 else [], identity=same, interruption=interruption,
+        callbacks=callbacks if rank() == 0 else [], identity=same, interruption=interruption, branches=stage.branches,
     )  # fmt: skip
     display.trainer = trainer
     return trainer
@@ -319,7 +340,7 @@ def make_trainer(
 
 def save_all(prepared: Prepared, stage: StageFolder, recipe: Recipe, folder: Path) -> None:
     """The adapter, what it lies on, and the tokenizer beside it."""
-    save_adapter(prepared.peft_model, folder, base_name=prepared.base.path)
+    save_adapter(prepared.peft_model, folder, base_name=prepared.base.path, branches=recipe.stages[0].branches)
     write_adapter_info(folder, stage, recipe, made=prepared.made)
     prepared.base.tokenizer.save_pretrained(str(folder))
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, model_validator
 
 RENAMED = {"evaluation_strategy": "eval_strategy"}
-LOSSES = ("loss", "style", "general", "answers")
+LOSSES = ("loss", "style", "general", "answers", "branches")
 """metrics of training that are nats: the loss of the held-out parts"""
 
 
@@ -26,7 +26,8 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
 
     num_train_epochs: passes over the training tokens; may be a fraction
     max_steps: optimizer steps instead of epochs; -1 leaves it to the epochs
-    samples_per_step: samples (windows, conversations) that make one optimizer step, whatever fits at once
+    samples_per_step: samples (windows, conversations; branches, unless `data.batch_by_samples`) that make one optimizer step, whatever fits
+        at once
     tokens_per_microbatch: padded tokens computed at once; lower it when memory is short, the result stays the same
     row_tokens: pack several samples into rows of up to so many tokens; None keeps one a row, which needs no attention mask
     learning_rate: peak rate; 1e-4..1e-3 suits LoRA, small bases the upper end, large ones the lower
@@ -43,7 +44,7 @@ class Train(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     save_strategy, save_steps, save_total_limit: checkpoints, likewise, and how many are kept, the best one besides
     metric_for_best_model: the run ends with the adapter that measured best by this metric of `eval/`, `style` for one (`loss` is the
         first that is measured), instead of the last one; each new best is saved
-    greater_is_better: whether more of that metric is better; None says so of all but losses (`loss`, `style`, `general`, `answers`)
+    greater_is_better: whether more of that metric is better; None says so of all but losses (`loss` and the held-out parts)
     early_stopping_patience: stop after so many measurements without a better one; None trains to the end
     early_stopping_threshold: what counts as better there, in the metric's unit
     loss_spike: where the loss of a step jumps or is no number: `stop`, or `roll_back` to the last checkpoint and go on at half the rate

@@ -7,6 +7,7 @@ Knows neither models nor recipes: it is handed an order per epoch and a way to b
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -34,8 +35,13 @@ class Step:
 class Steps:
     """Every optimizer step of a run, by number; a map-style dataset for a `DataLoader`.
 
+        units 3 4 4 1 9 2, 8 a step      | 3 4 | 4 1 | 9 | 2 |      in order, while they fit; at least one
+
     order: epoch -> int64 indices in training order, of equal length for every epoch
     build: (index, epoch) -> sample, deterministic
+    samples_per_step: units that make a step
+    counts: epoch -> int64 units of each sample, by its index (branches, for one); None counts every sample as 1. With it epochs may differ
+        in their steps
     max_steps: -1 to go by epochs
     packs: whether the model was proved to keep documents in a row apart; without it rows are never packed
     share_prefixes: merge samples that begin alike into tries; needs `packs`
@@ -53,19 +59,65 @@ class Steps:
         num_train_epochs: float,
         max_steps: int,
         packs: bool,
+        counts: Callable[[int], np.ndarray] | None = None,
         share_prefixes: bool = False,
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        self.order, self.build = order, build
+        self.order, self.build, self.counts = order, build, counts
         self.samples_per_step = samples_per_step
         self.tokens_per_microbatch = tokens_per_microbatch
         self.row_tokens = row_tokens if packs else None
         self.share_prefixes = share_prefixes and packs
         self.rank, self.ranks = rank, ranks
-        self.per_epoch = math.ceil(len(order(0)) / samples_per_step)
-        self.total = max_steps if max_steps > 0 else max(1, math.ceil(num_train_epochs * self.per_epoch))
-        self._epoch, self._order = -1, np.empty(0, np.int64)
+        self._epoch, self._order, self._cuts = -1, np.empty(0, np.int64), np.zeros(1, np.int64)
+        self._open(0)
+        self.per_epoch = len(self._cuts) - 1
+        self.ends = self._all_epochs(num_train_epochs, max_steps)
+        self.total = self.ends[-1]
+
+    def _all_epochs(self, epochs: float, most: int) -> list[int]:
+        """How many steps are done at the end of each epoch; the last may be cut short. most: steps instead of epochs, where above 0"""
+        if self.counts is None:
+            total = most if most > 0 else max(1, math.ceil(epochs * self.per_epoch))
+            return [*range(self.per_epoch, total, self.per_epoch), total]
+        ends: list[int] = []
+        while True:
+            self._open(len(ends))
+            whole = len(self._cuts) - 1
+            before, left = ends[-1] if ends else 0, epochs - len(ends)
+            share = whole if left >= 1 else max(1, math.ceil(left * whole))
+            ends.append(min(before + whole, most) if most > 0 else before + share)
+            if ends[-1] == most or (most <= 0 and left <= 1):
+                return ends
+
+    def _open(self, epoch: int) -> None:
+        """Lay an epoch out: its order, and where its steps begin and end there."""
+        if epoch == self._epoch:
+            return
+        self._epoch, self._order = epoch, self.order(epoch)
+        if self.counts is None:
+            self._cuts = np.append(np.arange(0, len(self._order), self.samples_per_step), len(self._order))
+        else:
+            self._cuts = cuts(self.counts(epoch)[self._order], self.samples_per_step)
+
+    def begin(self, epoch: int) -> int:
+        """The number of an epoch's first step."""
+        return self.ends[epoch - 1] if epoch else 0
+
+    def epoch_of(self, step: int) -> int:
+        """The epoch that a step belongs to."""
+        return bisect_right(self.ends, step)
+
+    def epochs_done(self, steps: int) -> float:
+        """Epochs that are over after so many steps, with the share of the one that is not."""
+        if self.counts is None:
+            return steps / self.per_epoch
+        if steps == 0:
+            return 0.0
+        epoch = self.epoch_of(steps - 1)
+        self._open(epoch)
+        return epoch + (steps - self.begin(epoch)) / (len(self._cuts) - 1)
 
     def __len__(self) -> int:
         return self.total
@@ -73,10 +125,10 @@ class Steps:
     def __getitem__(self, step: int) -> Step:
         if not 0 <= step < self.total:
             raise IndexError(step)
-        epoch, place = divmod(step, self.per_epoch)
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self.order(epoch)
-        indices = self._order[place * self.samples_per_step : (place + 1) * self.samples_per_step]
+        epoch = self.epoch_of(step)
+        self._open(epoch)
+        place = step - self.begin(epoch)
+        indices = self._order[self._cuts[place] : self._cuts[place + 1]]
         samples = [self.build(index, epoch) for index in indices.tolist()]
         own = shares(samples, self.ranks)[self.rank]
         batches = pack(
@@ -91,6 +143,18 @@ class Steps:
             tokens=sum(map(len, samples)),
             forest_tokens=sum(batch.tokens for batch in batches),
         )
+
+
+def cuts(units: np.ndarray, size: int) -> np.ndarray:
+    """int64 [S + 1]: where S steps begin in a row of samples, and its end. Each takes samples in order while their units fit `size`, and at
+    least one."""
+    ends = np.cumsum(units)
+    found = [0]
+    while found[-1] < len(units):
+        start = found[-1]
+        room = size + (int(ends[start - 1]) if start else 0)
+        found.append(max(start + 1, int(np.searchsorted(ends, room, side="right"))))
+    return np.array(found, np.int64)
 
 
 def shares(samples: Sequence[Sample], ranks: int) -> list[list[Sample]]:

@@ -8,7 +8,7 @@ transformers'. Saving and resuming are ours: transformers restores one adapter o
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,6 +32,7 @@ from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel, to_tensors
 from stylora.model.processes import agreed, summed, wait_for_all
 from stylora.model.stack import TOP, check_stack, frozen_hash
+from stylora.samples.branch_settings import Branches
 
 from .checkpoint import Checkpoint, rotate, write_checkpoint
 from .interruption import Interrupted, Interruption
@@ -124,6 +125,7 @@ class ForestTrainer(Trainer):
     eval_at, save_at: step numbers; evaluators run before the first step and at each of `eval_at`
     folder: where the logs lie; checkpoints go to `args.output_dir`
     identity: what a checkpoint must agree with to be resumed from (fingerprints of data and base); put into its manifest
+    branches: how those are laid out that it learns from, which goes with every adapter that is saved; None where there are none
     """
 
     def __init__(
@@ -143,9 +145,10 @@ class ForestTrainer(Trainer):
         callbacks: list[TrainerCallback],
         identity: dict[str, Any] | None = None,
         interruption: Interruption | None = None,
+        branches: Branches | None = None,
     ) -> None:
         self.forest_model, self.peft_model, self.steps, self.base_name = model, peft_model, steps, base_name
-        self.settings, self.folder, self.identity = settings, folder, identity or {}
+        self.settings, self.folder, self.identity, self.branches = settings, folder, identity or {}, branches
         self.evaluators, self.eval_at, self.save_at = evaluators, eval_at, save_at
         self.interruption = interruption or Interruption()
         self.progress, self.start = Progress(), 0
@@ -321,7 +324,7 @@ class ForestTrainer(Trainer):
             whole = ce + kl.beta * divergence
             logs |= {"ce": ce, "kl": divergence, "kl_share": kl.beta * divergence / whole if whole else 0.0}
             self.progress.unlogged_parts = [0.0, 0.0, 0]
-        self.state.epoch = self.state.global_step / self.steps.per_epoch
+        self.state.epoch = self.steps.epochs_done(self.state.global_step)
         super().log(logs, start_time)
         if "kl" in logs:
             self._check_divergence(logs["kl"], moved=logs.get("learning_rate", 0.0) * logs.get("grad_norm", 0.0) > 0)
@@ -365,7 +368,7 @@ class ForestTrainer(Trainer):
         self.check_adapters()
         folder = Path(output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_adapter(self.peft_model, folder, base_name=self.base_name)
+        save_adapter(self.peft_model, folder, base_name=self.base_name, branches=self.branches)
         self.processing_class.save_pretrained(str(folder))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -434,9 +437,14 @@ def dropout_seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
 
 
-def moments(strategy: str, every: float, per_epoch: int, total: int) -> set[int]:
-    """Step numbers at which something happens: every `every` steps (below 1: that share of all steps), every epoch, or only at the end."""
+def moments(strategy: str, every: float, epochs: Sequence[int], total: int) -> set[int]:
+    """Step numbers at which something happens: every `every` steps (below 1: that share of all steps), every epoch, or only at the end.
+
+    epochs: how many steps are done at the end of each
+    """
     if strategy == "no":
         return {total}
-    stride = per_epoch if strategy == "epoch" else max(1, round(every * total) if every < 1 else int(every))
+    if strategy == "epoch":
+        return {*epochs, total}
+    stride = max(1, round(every * total) if every < 1 else int(every))
     return {*range(stride, total + 1, stride), total}
