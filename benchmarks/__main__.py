@@ -29,6 +29,8 @@ COMPARISONS = {
     "alignment": "a second stage with KL: style kept against forgetting taken back, and the free baseline",
     "normalise": "labels and JSON on the bundled base: names it saw in new wordings, names it never saw",
     "stack": "a training step on a frozen adapter, beside the weights and folded into them",
+    "branches": "several continuations of one trunk, decoded and trained at once, against one after the other",
+    "branch_quality": "held-out loss of branches: what they see, where they stand, how many they are, rank",
     "lora": "LoRA, its options, prefix tuning and full fine-tuning on one small task",
     "troubleshooting": "symptoms provoked and cured: rate, epochs, forgetting, memory, speed",
 }

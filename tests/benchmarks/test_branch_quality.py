@@ -39,14 +39,14 @@ def test_strides_turn_the_fastest_chosen_pair_of_the_bundled_base():
 def test_the_design_moves_one_factor_and_crosses_two():
     grid = branch_quality.Grid()
     found = branch_quality.design(grid)
-    assert len(found) == len(set(found)) == 45
+    assert len(found) == len(set(found)) == 41
     centre = asdict(grid.centre)
     moved = [sum(value != centre[name] for name, value in asdict(each).items() if name != "visibility") for each in found]
     assert Counter(zip((each.visibility for each in found), moved, strict=True)) == {
-        ("isolated", 0): 1, ("isolated", 1): 13, ("columnar", 0): 1, ("columnar", 1): 14, ("columnar", 2): 16
+        ("isolated", 0): 1, ("isolated", 1): 13, ("columnar", 0): 1, ("columnar", 1): 14, ("columnar", 2): 12
     }  # fmt: skip
     crossed = {(each.ratio, each.count) for each in found if each.visibility == "columnar" and each.tokens == grid.tokens}
-    assert crossed >= {(ratio, count) for ratio in grid.ratios for count in grid.counts}
+    assert crossed >= {(ratio, count) for ratio in grid.ratios for count in grid.counts if count > 1}
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
