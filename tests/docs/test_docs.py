@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 from benchmarks.__main__ import COMPARISONS, _parser
 from pydantic import BaseModel
@@ -34,6 +35,7 @@ from stylora.forest.forest import visible
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
 from stylora.model.tokenizer_file import TINY
+from stylora.model.visibility import dense
 from stylora.recipe.recipe import Recipe, Stage, load_recipe, parse_recipe
 from stylora.run.init import ENTRY, comments, scalar
 from stylora.samples.anchors import Kl
@@ -48,7 +50,8 @@ READMES = [ROOT / "README.md", ROOT / "README.zh-CN.md"]
 PAGES = [*READMES, *sorted((ROOT / "docs").rglob("*.md"))]
 RUN = [page for page in PAGES if page.name != "README.zh-CN.md"]  # its blocks are those of README.md, as a test shows
 LONG = (
-    "chat", "compare", "demo", "evaluate", "export", "offline", "recipes", "stacks", "stages", "sweep", "tasks", "train", "training"
+    "branches", "chat", "compare", "demo", "evaluate", "export", "offline", "recipes", "stacks", "stages", "sweep", "tasks", "train",
+    "training",
 )
 """pages whose commands take more than ten seconds: executed with the proofs (`make proofs`), read by all other tests"""
 LARGE = "Qwen/Qwen3-8B"
@@ -189,7 +192,7 @@ def stylora(words: list[str], patch: pytest.MonkeyPatch) -> None:
     if words[0] == "train" and not words[1].startswith("--"):  # later stages say by themselves how long they are
         short = [*short, *(f"stages.{number}.train.max_steps=2" for number in range(1, len(load_recipe(Path(words[1])).stages)))]
     if "--all" in words:
-        short = [*short, *(f"{stage}.train.max_steps=2" for stage in ("align", "instruct", "unified")), "unified.task.rows=4"]
+        short = [*short, *(f"{stage}.train.max_steps=2" for stage in ("align", "instruct", "unified", "parallel")), "unified.task.rows=4"]
     patch.setattr(sys, "argv", ["stylora", *words, *short])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -390,6 +393,17 @@ def test_visibility_on_the_first_page():
     rows = re.findall(r"^(?:s|u\d|a\d) +([#.]{6})$", FIRST, re.MULTILINE)
     seen = visible(FORESTS["shared prefix"]().forest)
     assert rows == ["".join("#" if cell else "." for cell in row) for row in seen]
+
+
+def test_visibility_of_branches_on_their_page():
+    """Both drawings, row by row, and the times beside them, as attention masks are built from them."""
+    page = (ROOT / "docs/branches.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\w   ((?:[#.] ){6}[#.]) +\w   ((?:[#.] ){6}[#.]) +(\d)$", page, re.MULTILINE)
+    end, time = torch.tensor([[7, 7, 5, 5, 5, 7, 7]]), torch.tensor([[int(row[2]) for row in rows]])
+    assert time.tolist() == [[0, 1, 2, 3, 4, 2, 3]]
+    for number, columnar in enumerate((False, True)):
+        seen = dense(end, time, columnar=columnar)[0, 0].tolist()
+        assert [row[number].split() for row in rows] == [["#" if cell else "." for cell in row] for row in seen]
 
 
 def test_rows_on_the_first_page():

@@ -305,6 +305,7 @@ print(json.dumps([run(loss, rows, held) - model for loss in (ours, plain) for he
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process is read from /proc")
 def test_peak_memory_is_under_a_quarter_of_the_plain_loss():
     """A process of its own, from the least to the most: what comes later can only raise the peak further."""

@@ -53,14 +53,16 @@ def read(path: Path) -> list[dict]:
 def test_every_form_of_a_branch(rows):
     path = rows(
         {"main": "m", "branches": ["p", {"prompt": "q", "answer": "no"}, {"text": "begun"}, {"text": "abc", "answer_offset": 2}], "id": 3},
-        {"main": "m", "branches": [{"answer": "no"}, {"prompt": "", "max_new_tokens": 3, "seed": 0}, {"text": "x", "answer_offset": 0}]},
+        {"main": "m", "branches": [
+            {"answer": "no"}, {"prompt": "", "max_new_tokens": 3, "seed": 0}, {"text": "x", "answer_offset": 0}, {"text": ""},
+        ]},
         {"main": [{"role": "system", "content": "s", "x": 1}],
          "branches": [[{"role": "user", "content": "u"}, {"role": "assistant", "content": "no"}],
                       {"messages": [{"role": "user", "content": "v"}], "seed": 5}]},
     )  # fmt: skip
     first, second, third = read_asked(path)
     assert first.openings == ["p", "q", Begun(text="begun"), "ab"] and first.row["id"] == 3 and first.where == f"{path}:1"
-    assert second.openings == ["", "", ""] and second.limits == [None, 3, None] and second.seeds == [None, 0, None]
+    assert second.openings == [""] * 4 and second.limits == [None, 3, None, None] and second.seeds == [None, 0, None, None]
     assert third.main == [{"role": "system", "content": "s"}]
     assert third.openings == [[{"role": "user", "content": "u"}], [{"role": "user", "content": "v"}]] and third.seeds == [None, 5]
 

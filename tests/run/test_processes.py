@@ -74,7 +74,7 @@ def metrics(stage: Path) -> list[dict]:
     return [row for row in map(json.loads, lines) if "train_runtime" not in row]
 
 
-@pytest.mark.parametrize("way", ["nproc", "torchrun", pytest.param("accelerate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("way", ["nproc", *(pytest.param(way, marks=pytest.mark.slow) for way in ("torchrun", "accelerate"))])
 def test_two_processes_trace_one(trained, way):
     """Losses, gradient norms, both held-out losses and the continuations, over the whole run."""
     printed, stage = trained(way)
@@ -130,7 +130,7 @@ def workers(process: subprocess.Popen) -> list[psutil.Process]:
     return [found[key] for key in sorted(found)]
 
 
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_job_with_the_reason_and_it_goes_on(recipe, environment, tmp_path, rank, trained):
     process = start("nproc", recipe, tmp_path, environment, "train.max_steps=3000", "train.save_steps=2")
     wait_for_checkpoint(tmp_path, 4)

@@ -52,7 +52,7 @@ def files(stage: Path) -> dict[str, bytes]:
     return {path.relative_to(stage).as_posix(): path.read_bytes() for path in stage.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-@pytest.mark.parametrize("moment", ["training", "saving", "publishing"])
+@pytest.mark.parametrize("moment", ["training", *(pytest.param(moment, marks=pytest.mark.slow) for moment in ("saving", "publishing"))])
 def test_killed_on_a_frozen_adapter_it_ends_with_the_same_bytes(runs, straight, styled, moment):
     before = files(styled / "style")
     assert runs.finish(styled, moment=moment, do="SIGKILL") == -signal.SIGKILL, runs.said
@@ -64,6 +64,7 @@ def test_killed_on_a_frozen_adapter_it_ends_with_the_same_bytes(runs, straight, 
     assert (styled / "instruct/adapter/adapter_info.json").read_bytes() == (straight / "instruct/adapter/adapter_info.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_trace_one_and_leave_what_is_below(runs, straight, styled):
     before = files(styled / "style")
     alone = styled.with_name("alone")

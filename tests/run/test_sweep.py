@@ -171,7 +171,9 @@ def killed(arguments: list[str], log: str, environment: dict[str, str], moment: 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("moment, code", [("first point done", -signal.SIGKILL), ("saving", 128 + signal.SIGTERM)])
+@pytest.mark.parametrize("moment, code", [
+    pytest.param("first point done", -signal.SIGKILL, marks=pytest.mark.slow), ("saving", 128 + signal.SIGTERM)
+])
 def test_killed_and_gone_on_with_it_ends_with_the_same_bytes(recipe, straight, tokens, tmp_path, moment, code):
     out, log = tmp_path / "sweep", tmp_path / "log.txt"
     arguments = ["sweep", str(recipe), f"output_dir={out}", BETAS]

@@ -6,6 +6,7 @@ The comments are the docstrings of the sections, so they cannot say anything els
 from __future__ import annotations
 
 import copy
+import json
 import math
 import re
 import textwrap
@@ -216,4 +217,6 @@ def comments(model: type[BaseModel]) -> dict[str, str]:
 def scalar(value: Any) -> str:
     """A value in one line of YAML."""
     plain = list(value) if isinstance(value, tuple) else value
+    if isinstance(plain, str) and "\n" in plain:
+        return json.dumps(plain, ensure_ascii=False)  # YAML's own quotes would write the line break itself
     return yaml.safe_dump(plain, default_flow_style=True, allow_unicode=True, width=10**9).removesuffix("\n...\n").rstrip("\n")
