@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from stylora.errors import UserError
 
-from .decode import Model, evaluating
+from .decode import Model, evaluating, last
 from .labels import common_prefix
 from .shared_cache import SharedCache, Tail
 from .text import Writer
@@ -166,7 +166,7 @@ def _answer(model: Model, rows: list[_Row], shared: int, ends: frozenset[int], s
     cache = None
     if shared:
         trunk = torch.from_numpy(rows[0].ids[None, :shared].astype(np.int64)).to(device)
-        cache = model(input_ids=trunk, use_cache=True, logits_to_keep=1).past_key_values
+        cache = model(input_ids=trunk, use_cache=True, logits_to_keep=last(trunk)).past_key_values
         cache.batch_repeat_interleave(len(rows))
     width = max(len(row.ids) for row in rows) - shared
     pad = [width - (len(row.ids) - shared) for row in rows]
@@ -174,7 +174,9 @@ def _answer(model: Model, rows: list[_Row], shared: int, ends: frozenset[int], s
     mask = torch.tensor([[1] * shared + [0] * n + [1] * (width - n) for n in pad], device=device)
     position = (mask.cumsum(1) - 1).clamp_min(0)[:, shared:]
     while rows:
-        out = model(input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        out = model(
+            input_ids=ids, attention_mask=mask, position_ids=position, past_key_values=cache, use_cache=True, logits_to_keep=last(ids)
+        )
         cache = out.past_key_values
         tokens = _take(out.logits[:, -1].float(), rows, ends, schema)[:, None]
         live = [i for i, row in enumerate(rows) if not row.done]

@@ -21,9 +21,11 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from stylora.model.base import decoder_of
 from stylora.model.rope_2d import coordinates
 
 from .column_mask import TRUNK, Places, column_mask
+from .decode import last
 
 Model = PreTrainedModel | PeftModel
 DEAD = 0.25  # share of the keys that nobody reads any more, above which they leave: it costs as much as a forward's own copy of the keys
@@ -74,13 +76,13 @@ class SharedCache:
         return len(self._places.time)
 
     def plant(self, tree: int, trunk: np.ndarray) -> None:
-        """One causal forward without a mask."""
+        """One causal forward without a mask, and without the head: nothing is drawn from a trunk."""
         self._sweep()
         if not len(trunk):
             return
         ids = torch.from_numpy(trunk.astype(np.int64)).to(self.model.device)
         own = DynamicCache()
-        self.model(input_ids=ids[None], past_key_values=own, use_cache=True, logits_to_keep=1)
+        decoder_of(bare(self.model))(input_ids=ids[None], past_key_values=own, use_cache=True)
         if self.keys:
             _join(self._cache, own)
         else:
@@ -151,7 +153,7 @@ class OwnCaches:
             cache = self._caches.get((tail.tree, tail.branch))
             ids = tail.ids if cache is not None else np.concatenate([self._trunks[tail.tree], tail.ids])
             row = torch.from_numpy(ids.astype(np.int64))[None].to(self.model.device)
-            out = self.model(input_ids=row, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = self.model(input_ids=row, past_key_values=cache, use_cache=True, logits_to_keep=last(row))
             self._caches[tail.tree, tail.branch] = out.past_key_values
             scores.append(out.logits[0, -1].float())
         return torch.stack(scores)
