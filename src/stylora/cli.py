@@ -200,7 +200,8 @@ def _sampling(**values: Any) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         flag = "--" + str(first["loc"][0]).replace("_", "-")
-        raise UserError(flag, got=repr(first["input"]), expected=first["msg"].removeprefix("Value error, ")) from error
+        expected = first["msg"].removeprefix("Value error, ").replace("Input should", "a value that should")
+        raise UserError(flag, got=repr(first["input"]), expected=expected) from error
 
 
 @app.command()
@@ -355,7 +356,7 @@ def branches(
     asking = Asking(sampling=sampling, live=live, trunks=trunks, base=base, trust_remote_code=trust_remote_code, force=force)
     if source is None:
         if output is not None:
-            raise UserError("--output", got="that without --input", expected="rows to answer", do="give --input, or leave it away")
+            raise UserError("--output", got="that without --input", expected="rows to answer", do="give --input, or leave it out")
         told = page.one_trunk(
             model, main_text, branch or [], count, asking, chat=chat, plain=plain, as_json=as_json, console=_console(as_json)
         )

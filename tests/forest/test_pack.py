@@ -126,6 +126,16 @@ def test_split_tries_keep_the_limit_and_lose_nothing(data, sample_lists, limit):
         assert len(rows) == 1
 
 
+def test_a_tree_over_the_limit_is_taken_apart_and_its_trunk_repeated():
+    """A trunk of 3 tokens with four branches of 3: 15 tokens, in rows of at most 9, which have two branches each."""
+    paths = [[1, 2, 3, 10 * n, 10 * n + 1, 10 * n + 2] for n in range(1, 5)]
+    tree = build_trie([Sample(forest=chain(path), edges=edges([2, 3, 4], path[3:])) for path in paths])
+    rows = split_tries([tree], 9)
+    assert [row.forest.ids.tolist()[:3] for row in rows] == [[1, 2, 3]] * 2 and [len(row) for row in rows] == [9, 9]
+    assert told(rows) == told([tree])
+    assert [row.forest.ids.tolist() for row in split_tries([tree], 5)] == paths, "a path is never cut"
+
+
 @quick
 @given(data=st.data(), limit=st.integers(1, 60))
 def test_first_fit_keeps_the_limit_and_every_sample_once(data, sample_lists, limit):

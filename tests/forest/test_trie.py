@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stylora.forest import MASK, Anchors, Forest, Sample, build_trie, chain, edges, join, merge, parents
-from stylora.forest.trie import Trie
+from stylora.forest.trie import Trie, chains
 
 quick = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -42,6 +42,23 @@ def test_a_trie_keeps_every_path_and_every_edge(data, sample_lists):
     assert len(ways) == len(set(ways)), "a prefix stands twice"
     pairs = list(zip(trie.edges.source.tolist(), trie.edges.target.tolist(), strict=True))
     assert pairs == sorted(set(pairs)), "an edge stands twice"
+
+
+@quick
+@given(data=st.data())
+def test_taken_apart_a_trie_is_its_chains(data, sample_lists):
+    """One for each leaf; together they say what it says, edge by edge and anchor by anchor."""
+    trie = build_trie(data.draw(sample_lists))
+    apart = chains(trie)
+    ends = trie.forest.end.tolist()
+    assert len(apart) == sum(end == index + 1 for index, end in enumerate(ends))
+    assert all((each.forest.end == len(each)).all() and (each.forest.time == np.arange(len(each))).all() for each in apart)
+    assert told(apart) == told([trie]) and sum(len(each.edges) for each in apart) == len(trie.edges)
+    again = build_trie(apart)
+    for name in ("ids", "time", "branch", "root", "end"):
+        assert getattr(again.forest, name).tolist() == getattr(trie.forest, name).tolist()
+    assert again.anchors.source.tolist() == trie.anchors.source.tolist()
+    assert again.anchors.weight.tolist() == trie.anchors.weight.tolist()
 
 
 @quick

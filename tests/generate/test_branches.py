@@ -324,7 +324,7 @@ def test_a_mask_of_the_wrong_keys_would_be_seen(model):
 @pytest.mark.parametrize(("task", "branches", "message"), [
     (Task(trunk=TRUNK_IDS, openings=[]), None, "got no branches, expected at least one"),
     (Task(trunk=TRUNK_IDS, openings=[np.arange(3), np.arange(0)]), None, "branch 2: got an opening without tokens"),
-    (Task(trunk=TRUNK_IDS, openings=[np.ones(233, int)]), None, "branch 1: got 256 tokens, expected less than 256, the model's context"),
+    (Task(trunk=TRUNK_IDS, openings=[np.ones(233, int)]), None, "branch 1: got 256 tokens, 23 of them of the trunk, expected less than"),
     (Task(trunk=TRUNK_IDS, openings=openings(3)), Branches(branch_stride=100), "branch 3: got coordinate 300, expected at most 256"),
     (Task(trunk=TRUNK_IDS, openings=[np.ones(100, int)] * 3), Branches(branch_stride=100, positions="add"), "less the coordinate 200"),
 ])  # fmt: skip

@@ -312,6 +312,27 @@ def test_only_the_layout_with_folders_has_room_for_several(layout):
     assert parse_recipe({"layout": layout, "stages": [STYLE]}, [], name="r").layout == layout
 
 
+TURNED = {"name": "b", "data": {"format": "branches", "train": "rows.jsonl"}, "branches": {"rope_2d_ratio": 0.5}}
+ROWS = {"format": "branches", "train": "other.jsonl"}
+
+
+@pytest.mark.parametrize("above, refused", [
+    ({"continue": "b", "data": {"format": "text", "train": "novels"}}, "the base's own positions, with 'b' at rope_2d_ratio 0.5, "),
+    ({"on": ["b"], "data": {"train": "novels"}}, "the base's own positions, with 'b' at"),
+    ({"on": ["b"], "data": ROWS, "branches": {"branch_stride": 64}}, "branch_stride 64, positions replace, with 'b' at"),
+    ({"on": ["b"], "data": ROWS}, None),
+    ({"continue": "b", "branches": {"visibility": "columnar"}}, None),
+])  # fmt: skip
+def test_stages_stand_at_the_positions_of_those_they_begin_with(above, refused):
+    """A mistake that would else be told when the stage below has been trained."""
+    if refused is None:
+        recipe(TURNED, {"name": "c", **above})
+    else:
+        with pytest.raises(UserError, match=f"stage 'c': branches: got .*{refused}"):
+            recipe(TURNED, {"name": "c", **above})
+    recipe({**TURNED, "branches": {"rope_2d_ratio": 0}}, {"name": "c", **above})
+
+
 def test_on_needs_no_quotes(tmp_path):
     """YAML 1.1 reads a bare `on` as true."""
     path = tmp_path / "r.yaml"
@@ -443,11 +464,12 @@ def test_text_has_no_task_and_a_task_no_lines_of_novels():
 def test_branches_go_on_with_branches_and_are_left_out_by_other_data():
     """How they are laid out is the adapter's; text and conversations have no layout."""
     rows = plain("a", data={"format": "branches", "train": "x"})
-    rows |= {"branches": {"visibility": "columnar", "branch_stride": 64}, "objective": {"kind": "branches", "kl": {"beta": 0.1}}}
+    rows["branches"] = {"visibility": "columnar", "rope_2d_ratio": 0, "branch_stride": 64}
+    rows["objective"] = {"kind": "branches", "kl": {"beta": 0.1}}
     again = {"name": "b", "continue": "a", "branches": {"rope_2d_ratio": 0.25}}
     chat = {"name": "c", "continue": "a", "data": {"format": "chat", "train": "y"}}
     values = inherit({"stages": [rows, again, chat]}, "r")
     first, second, third = Recipe.model_validate(values).stages
-    assert first.branches == Branches(visibility="columnar", branch_stride=64)
+    assert first.branches == Branches(visibility="columnar", rope_2d_ratio=0, branch_stride=64)
     assert second.branches == Branches(visibility="columnar", branch_stride=64, rope_2d_ratio=0.25)
     assert third.branches is None and third.objective.kind is None and third.objective.kl == Kl(beta=0.1)

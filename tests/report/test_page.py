@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tests.report.made import HOSTILE, evaluation, model, stage, two_stages
+from tests.report.made import HOSTILE, evaluation, held_out_line, model, stage, two_stages
 
 from stylora.report import page as module
 from stylora.report.page import SHOWN, page
@@ -129,6 +129,11 @@ def test_figures_stand_in_the_headline_and_in_tables():
         assert told in visible, told
     for step, loss in ((0, "6.000"), (40, "4.700"), (60, "5.160")):
         assert re.search(rf"\b{step}\b", visible) and loss in visible
+
+
+def test_rows_of_branches_are_not_called_windows():
+    visible = Reader(written(stage(held_out=[held_out_line(0, {"branches": 6.0})]))).visible()
+    assert "12 rows, 1,800 tokens" in visible and "12 行，1,800 个 token" in visible and "windows" not in visible and "窗口" not in visible
 
 
 def test_samples_before_and_at_each_evaluation():

@@ -72,6 +72,12 @@ def test_the_same_files_give_the_same_bytes_and_force_replaces(folder, tmp_path)
     assert output.read_bytes() == first, "what is replaced is not read"
 
 
+def test_rows_with_branches_among_others_are_counted(folder, tmp_path):
+    (folder / "there.jsonl").write_text(json.dumps({"main": "甲", "branches": ["乙"]}), encoding="utf-8")
+    reason = "files of main and branches, which are trained on as they are"
+    assert make_branches([str(folder)], tmp_path / "out.jsonl")["left_out"][reason] == 1
+
+
 def test_what_cannot_be_used_is_refused_and_nothing_is_written(folder, tmp_path):
     output = tmp_path / "out.jsonl"
     for inputs, where, options in (
@@ -89,5 +95,5 @@ def test_what_cannot_be_used_is_refused_and_nothing_is_written(folder, tmp_path)
 def test_rows_with_branches_are_no_source(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps({"main": "甲", "branches": ["乙", "丙"]}), encoding="utf-8")
-    with pytest.raises(UserError, match="no `text`"):
+    with pytest.raises(UserError, match="files of main and branches, which are trained on as they are"):
         make_branches([str(file)], tmp_path / "out.jsonl")

@@ -68,7 +68,8 @@ def test_every_form_of_a_branch(rows):
 
 
 @pytest.mark.parametrize(("row", "message"), [
-    ([1], "a row that is a list"), ({"branches": ["a"]}, "no `main`"), ({"main": "a", "branch": ["a"]}, "did you mean 'branch'"),
+    ([1], "a row that is a list"), ({"branches": ["a"]}, "no `main`"), ({"text": "a"}, "got a text without branches, which asks nothing"),
+    ({"main": "a", "branch": ["a"]}, "no `branches`, expected `main` and `branches`; its keys are main, branch"),
     ({"main": " ", "branches": ["a"]}, "an empty `main`"), ({"main": 3, "branches": ["a"]}, "`main` that is 3"),
     ({"main": "a", "branches": []}, "got no branches"), ({"main": "a", "branches": "b"}, "no list"),
     ({"main": "a", "branches": [7]}, "rows.jsonl:2, branch 1: got 7"),
@@ -95,8 +96,8 @@ def test_files_that_hold_no_rows(tmp_path, rows):
     (tmp_path / "empty.jsonl").write_text("", encoding="utf-8")
     (tmp_path / "bad.jsonl").write_text('{"main": \n', encoding="utf-8")
     for name, message in (
-        ("empty.jsonl", "got empty, expected rows of main and branches"), ("none.jsonl", "no such file"),
-        ("bad.jsonl", "bad.jsonl:1: got not valid JSON"),
+        ("empty.jsonl", r"got no rows \(empty\), expected rows of main and branches"), ("none.jsonl", "no such file"),
+        ("bad.jsonl", r"bad.jsonl:1: got what is no row \(not valid JSON"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=message):
             read_asked(tmp_path / name)
@@ -131,10 +132,26 @@ def test_what_does_not_fit_is_refused_before_the_model_is_loaded(base_folder, tm
     with pytest.raises(UserError, match="--branch, branch 13: got coordinate 260, expected at most 256"):
         tasks_of(find_model(str(adapter)), [from_options("m", ["a"] * 13, None, chat=False)], GREEDY)
     long = read_asked(rows({"main": "a", "branches": ["b"]}, {"main": "长" * 90, "branches": ["b"]}))
-    with pytest.raises(UserError, match=r"rows.jsonl:2, branch 1: got 271 tokens, expected less than 256"):
+    with pytest.raises(UserError, match=r"rows.jsonl:2, branch 1: got 271 tokens, 270 of them of the trunk, expected less than 256"):
         tasks_of(find_model(str(base_folder)), long, GREEDY)
+    with pytest.raises(UserError, match="got 'runs/no/such', expected `tiny`, a folder, or a hub id"):
+        tasks_of(find_model("runs/no/such"), [from_options("m", ["a"], None, chat=False)], GREEDY)
     with pytest.raises(UserError, match="no chat template"):
         tasks_of(find_model(str(base_folder)), [from_options("m", ["a"], None, chat=True)], GREEDY)
+
+
+def test_columnar_branches_that_cannot_advance_together_are_refused_before_the_model_is_loaded(base_folder, tmp_path, rows, monkeypatch):
+    columnar = Branches(visibility="columnar", rope_2d_ratio=0)
+    adapter = str(write_adapter(base_folder, tmp_path / "columnar", Adapter(r=2), seed=0, branches=columnar))
+    for module in (page, table_page):
+        monkeypatch.setattr(module, "open_ready", lambda *_, **__: pytest.fail("the model was loaded"))
+    asking = Asking(sampling=GREEDY, live=2)
+    with pytest.raises(UserError, match="live: got 2, expected at least 3"):
+        page.branches(adapter, from_options("m", ["a", "b", "c"], None, chat=False), asking, lambda *_: show_branches.silent())
+    source = rows({"main": "a", "branches": ["b"]}, {"main": "a", "branches": ["b", "c", "d"]})
+    with pytest.raises(UserError, match="live: got 2, expected at least 3"):
+        branch_table(adapter, source, tmp_path / "out.jsonl", asking=asking, console=Console(file=io.StringIO()))
+    assert not (tmp_path / "out.jsonl.partial").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------ the Python API
@@ -154,6 +171,9 @@ def test_loaded_branches_are_what_the_model_says_to_each_alone(name, base_folder
             assert text == "".join(stream(loaded.model, loaded.base.tokenizer, ids, seeded))
     with loaded.bare() as bare:
         assert bare is loaded.base.model
+    for short in ({"limits": [3]}, {"seeds": [1, 2, 3, 4]}):
+        with pytest.raises(UserError, match="for 3 branches, expected one for each of them"):
+            loaded.branches("从前", prompts, GREEDY, **short)
 
 
 def test_branches_of_an_adapter_that_was_trained_on_them(base_folder, tmp_path):
@@ -169,7 +189,7 @@ def test_branches_of_an_adapter_that_was_trained_on_them(base_folder, tmp_path):
 
     assert len(set(said("从前", ["", Begun(text=""), ""]))) == 3
     assert len(said([{"role": "system", "content": "s"}], [[{"role": "user", "content": "q"}]] * 2)) == 2
-    with pytest.raises(UserError, match="branches: got branch 1 is a text, unlike main"):
+    with pytest.raises(UserError, match=r"branches: got what the base cannot read \(branch 1 is a text, unlike main\)"):
         said([{"role": "system", "content": "s"}], ["q"])
 
 

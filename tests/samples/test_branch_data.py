@@ -62,7 +62,7 @@ def test_epochs_hold_every_row_once(tmp_path):
     assert summary.epoch_learned_tokens == sum(data.sample(i, 0).edges.weight.sum() for i in range(36))
     assert summary.warnings == () and json.dumps(summary.as_json())
     assert dict(summary.told())["held out"] == "4 rows; rows of one trunk lie on one side"
-    assert data.proof() == "branches decode to answer + stop: 96 of 32 rows"
+    assert data.proof() == "branches decode to answer + stop: 96 answers of 32 rows"
 
 
 def test_rows_of_one_trunk_lie_on_one_side(tmp_path):
@@ -133,7 +133,7 @@ def test_texts_alone_are_learned_whole_beside_rows_with_branches(tmp_path):
     assert data.branch_counts(0)[0] == 1 and data.summary.alone == 1
     sample = data.sample(0, 0)
     assert sample.edges.target.tolist() == [*sample.forest.ids[1:].tolist(), TOKENIZER.token_to_id(STOP)]
-    assert data.proof() == "branches decode to answer + stop: 4 of 2 rows"
+    assert data.proof() == "branches decode to answer + stop: 4 answers of 2 rows"
 
 
 def test_held_out_rows_are_read_with_their_first_branches(tmp_path):

@@ -280,6 +280,13 @@ def test_what_the_tokenizer_puts_before_a_text_stands_before_the_trunk_alone():
     assert tree.branches[0].ids.tolist() == plain.branches[0].ids.tolist()
 
 
+def test_padding_that_a_tokenizer_was_saved_with_is_no_part_of_a_text():
+    tokenizer = Tokenizer.from_str(TOKENIZER.to_str())
+    tokenizer.enable_padding(direction="left", length=8, pad_id=STOP_ID, pad_token=STOP)
+    padded, plain = (tree_of({"main": "甲", "branches": ["乙"]}, form) for form in (make_form(tokenizer=tokenizer), FORM))
+    assert padded.trunk.tolist() == plain.trunk.tolist() and padded.branches[0].ids.tolist() == plain.branches[0].ids.tolist()
+
+
 # ----------------------------------------------------------------------------------------------------- what is refused
 
 

@@ -213,7 +213,7 @@ def test_slow(changes, said):
     ],
 )
 def test_the_next_step_where_memory_is_full(settings, step):
-    assert out_of_memory_advice(*settings) == f"{SENTENCES['out_of_memory']} (next: {step})"
+    assert out_of_memory_advice(*settings, "data.window=512") == f"{SENTENCES['out_of_memory']} (next: {step})"
 
 
 # ----------------------------------------------------------------------------------------------------------- the callback

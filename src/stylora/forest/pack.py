@@ -19,7 +19,7 @@ from functools import cached_property
 import numpy as np
 
 from .forest import Edges, Forest, Sample, join
-from .trie import Trie, build_trie
+from .trie import Trie, build_trie, chains
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +80,17 @@ def pack(
 
 
 def split_tries(samples: Sequence[Sample], limit: int) -> list[Sample]:
-    """One trie over all samples if it fits `limit` tokens, else several over runs of samples that stand next to each other in it."""
+    """One trie over all samples if it fits `limit` tokens, else several over runs of samples that stand next to each other in it.
+
+    A tree that alone is over the limit is taken apart into its paths first.
+    """
     whole = Trie()
     for sample in samples:
         whole.add(sample)
     if len(whole) <= limit:
         return [whole.laid_out()]
-    return [build_trie([samples[i] for i in group]) for group in alike(samples, limit)]
+    parts = [part for sample in samples for part in (chains(sample) if len(sample) > limit else [sample])]
+    return [build_trie([parts[i] for i in group]) for group in alike(parts, limit)]
 
 
 def alike(samples: Sequence[Sample], limit: int) -> list[list[int]]:

@@ -9,10 +9,11 @@ and add their weights, anchors likewise, so the loss of the trie is the loss of 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from .forest import Anchors, Edges, Forest, Sample, parents
+from .forest import Anchors, Edges, Forest, Sample, chain, parents
 
 
 def build_trie(samples: Sequence[Sample]) -> Sample:
@@ -41,6 +42,34 @@ def merge(samples: Sequence[Sample]) -> tuple[Sample, list[np.ndarray]]:
         for s, own in zip(samples, nodes, strict=True)
     ]
     return whole, [np.array(each, np.int64) for each in became]
+
+
+def chains(sample: Sample) -> list[Sample]:
+    """The chains from a root to each leaf, whose trie is the sample: edges and anchors go with the first that has their source.
+
+    s u1 a1 u2 a2 (u1->a1, u2->a2)   ->   s u1 a1 (u1->a1)   s u2 a2 (u2->a2)
+    """
+    forest, above = sample.forest, parents(sample.forest)
+    taken = np.zeros(len(forest), bool)
+    found = []
+    for leaf in np.flatnonzero(forest.end == np.arange(1, len(forest) + 1)):
+        path = [int(leaf)]
+        while above[path[-1]] >= 0:
+            path.append(int(above[path[-1]]))
+        tokens = np.array(path[::-1])
+        own = np.where(taken[tokens], -1, np.arange(len(tokens)))  # place in the chain, of those that no chain before it has
+        taken[tokens] = True
+        place = np.full(len(forest), -1, np.int32)
+        place[tokens] = own
+        edge, anchor = place[sample.edges.source] >= 0, place[sample.anchors.source] >= 0
+        found.append(Sample(
+            forest=replace(chain(forest.ids[tokens]), branch=forest.branch[tokens]),
+            edges=Edges(
+                source=place[sample.edges.source[edge]], target=sample.edges.target[edge], weight=sample.edges.weight[edge]
+            ),
+            anchors=Anchors(source=place[sample.anchors.source[anchor]], weight=sample.anchors.weight[anchor]),
+        ))  # fmt: skip
+    return found
 
 
 class Trie:

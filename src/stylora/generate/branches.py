@@ -97,7 +97,15 @@ def check_task(task: Task, context: int, branches: Branches = PLAIN, *, where: s
             expected = f"less than {context}, the model's context"
             if branches.rope_2d_ratio and branches.positions == "add":
                 expected += f", less the coordinate {branches.coordinate(number)}"
-            raise UserError(called, got=f"{len(task.trunk) + len(opening)} tokens", expected=expected, do="shorten it")
+            got = f"{len(task.trunk) + len(opening)} tokens, {len(task.trunk)} of them of the trunk"
+            raise UserError(called, got=got, expected=expected, do="shorten trunk or branch")
+
+
+def check_live(tasks: Sequence[Task], branches: Branches, live: int) -> None:
+    """Raises UserError for columnar branches of one trunk that are more than may advance together."""
+    most = max((len(task.openings) for task in tasks), default=0)
+    if branches.visibility == "columnar" and most > live:
+        raise UserError("live", got=str(live), expected=f"at least {most}: columnar branches of one trunk advance together")
 
 
 def _room(task: Task, number: int, context: int, branches: Branches) -> int:
@@ -126,9 +134,7 @@ def decode_branches(
     if apart and (columnar or laid.rope_2d_ratio):
         kind = "columnar branches" if columnar else "branches with a coordinate"
         raise UserError("model", got=f"{kind} on layers that do not keep tokens of one row apart", expected="isolated ones, ratio 0")
-    most = max((len(task.openings) for task in tasks), default=0)
-    if columnar and most > live:
-        raise UserError("live", got=str(live), expected=f"at least {most}: columnar branches of one trunk advance together")
+    check_live(tasks, laid, live)
     return _decoded(model, tokenizer, tasks, sampling, waiting, columnar=columnar, live=1 if apart else live, apart=apart)
 
 

@@ -39,5 +39,5 @@ class Sampling(BaseModel, frozen=True, extra="forbid"):
     def no_empty_text(cls, value: list[str]) -> list[str]:
         """The empty text occurs everywhere: nothing would be written."""
         if "" in value:
-            raise ValueError("a stop text must not be empty")
+            raise ValueError("texts that are not empty")
         return value

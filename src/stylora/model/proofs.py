@@ -24,13 +24,13 @@ from transformers import PreTrainedModel
 
 from stylora.errors import UserError
 from stylora.forest import Anchors, Forest, MicroBatch, Sample, build_trie, chain, edges, join, pack, whole_row
-from stylora.samples.branch_settings import Branches
+from stylora.samples.branch_settings import Branches, place
 
 from .base import decoder_of
 from .forest_model import ForestModel, to_tensors
 from .head import logits_by_model
 from .reference import as_reference
-from .rope_2d import installed, place, radian
+from .rope_2d import installed, radian
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.03}
 """Largest difference allowed, in standard deviations of the logits. A wrong mask or position differs by one or more."""

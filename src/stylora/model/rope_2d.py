@@ -229,13 +229,6 @@ def one_dimensional(model: nn.Module) -> Iterator[None]:
             rope.off = off
 
 
-def place(branches: Branches | None) -> str:
-    """Where branches stand, in words; the same words are the same positions."""
-    if branches is None or branches.rope_2d_ratio == 0:
-        return "the base's own positions"
-    return f"rope_2d_ratio {branches.rope_2d_ratio:g}, branch_stride {branches.branch_stride}, positions {branches.positions}"
-
-
 def told(branches: Branches, turn: float) -> list[str]:
     """What is printed of the positions: how far neighbours are turned apart, and a warning where that is next to nothing.
 

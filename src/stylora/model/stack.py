@@ -23,10 +23,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from stylora.errors import UserError
-from stylora.samples.branch_settings import Branches
+from stylora.samples.branch_settings import Branches, place
 
 from .adapter import attach, check_linear, load_adapter, read_branches
-from .rope_2d import place
 from .settings import Adapter
 from .stack_names import check_dora
 

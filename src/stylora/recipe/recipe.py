@@ -32,7 +32,7 @@ from stylora.evaluate.task_settings import Task
 from stylora.generate.settings import Sampling
 from stylora.model.settings import Adapter
 from stylora.model.stack_names import check_dora
-from stylora.samples.branch_settings import Branches
+from stylora.samples.branch_settings import Branches, place
 from stylora.samples.objective import Objective
 from stylora.samples.settings import Data, Style
 from stylora.train.settings import Train
@@ -164,6 +164,20 @@ class Recipe(BaseModel, frozen=True, extra="forbid"):
         """Only the layout `stages` keeps stages apart."""
         if self.layout != "stages" and len(self.stages) > 1:
             raise UserError("layout", got=f"{self.layout} for {len(self.stages)} stages", expected="stages, which gives each its folder")
+        return self
+
+    @model_validator(mode="after")
+    def stages_at_the_same_positions(self) -> Recipe:
+        """What was learned at coordinates goes with no others; told here, before the stage below is trained."""
+        stages = {stage.name: stage for stage in self.stages}
+        for stage in self.stages:
+            for below in [stages[name] for name in filter(None, [stage.continues, *stage.on])]:
+                if below.branches is not None and below.branches.rope_2d_ratio and place(below.branches) != place(stage.branches):
+                    raise UserError(
+                        f"stage {stage.name!r}: branches", got=f"{place(stage.branches)}, with {below.name!r} at {place(below.branches)}",
+                        expected="the positions of the stage it begins with",
+                        do=f"say them in `branches`, or set rope_2d_ratio to 0 in {below.name!r}",
+                    )  # fmt: skip
         return self
 
 

@@ -23,17 +23,18 @@ def data_rows(stage: Stage) -> list[tuple[Text, Text]]:
     ]  # fmt: skip
     for part, sizes in held_out_sizes(stage).items():
         name = part_name(part)
-        rows.append((Said(f"held out: {name.en}", f"留出：{name.zh}"), word("held_out_is", **sizes)))
+        told = word("held_out_rows", **sizes) if part == "branches" else word("held_out_is", **sizes)
+        rows.append((Said(f"held out: {name.en}", f"留出：{name.zh}"), told))
     if stage.rejects:
         rows.append((word("rejects"), whole(len(stage.rejects))))
     return rows
 
 
 def held_out_sizes(stage: Stage) -> dict[str, dict[str, str]]:
-    """part -> how many windows, tokens and characters were held out."""
+    """part -> how many samples (windows of texts, rows of branches), tokens and characters were held out."""
     first = stage.held_out[0] if stage.held_out else {}
     return {
-        part: {"windows": whole(len(found.get("tokens", []))), "tokens": whole(round(sum(found.get("tokens", [])))),
+        part: {"samples": whole(len(found.get("tokens", []))), "tokens": whole(round(sum(found.get("tokens", [])))),
                "characters": whole(round(sum(found.get("characters", []))))}
         for part, found in first.items() if isinstance(found, dict)
     }  # fmt: skip

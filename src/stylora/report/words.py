@@ -175,7 +175,10 @@ WORDS = {
     # data and settings
     "held_out": Said("held out", "留出"),
     "held_out_is": Said(
-        "{windows} windows, {tokens} tokens, {characters} characters", "{windows} 个窗口，{tokens} 个 token，{characters} 个字符"
+        "{samples} windows, {tokens} tokens, {characters} characters", "{samples} 个窗口，{tokens} 个 token，{characters} 个字符"
+    ),
+    "held_out_rows": Said(
+        "{samples} rows, {tokens} tokens, {characters} characters", "{samples} 行，{tokens} 个 token，{characters} 个字符"
     ),
     "rejects": Said("rows that could not be used", "无法使用的行"),
     "set": Said("Set otherwise than by default", "与默认不同的设置"),

@@ -23,7 +23,7 @@ from stylora.corpus.document import FileReport
 from stylora.corpus.read import find_files, read_documents
 from stylora.corpus.rows import HUB
 from stylora.errors import UserError
-from stylora.samples.branch_rows import BadRow, parse_row
+from stylora.samples.branch_rows import BadRow, holds_branches, parse_row
 from stylora.samples.conversations import Conversation, Reject, holds_conversations, read_conversations
 from stylora.samples.sections import sectioned
 from stylora.samples.shared_context import share_contexts
@@ -47,7 +47,7 @@ def make_branches(
     _check(inputs, output, least, most, force)
     left_out: Counter[str] = Counter()
     reports: list[FileReport] = []
-    talks, texts = _sorted_out(inputs, output)
+    talks, texts = _sorted_out(inputs, output, left_out)
     made: dict[str, tuple[str, dict[str, Any]]] = {}
     for kind, origin, row in [
         *_from_talks(talks, least, most, reports, left_out), *_from_texts(texts, least, longest, reports, left_out)
@@ -92,12 +92,15 @@ def _check(inputs: Sequence[str], output: Path, least: int, most: int, force: bo
         raise UserError("--output", got=f"{output}, which is there already", expected="a new file", do="give --force to replace it")
 
 
-def _sorted_out(inputs: Sequence[str], output: Path) -> tuple[list[str], list[str]]:
-    """Files of conversations, and all others; a file that is to be replaced is not read."""
+def _sorted_out(inputs: Sequence[str], output: Path, left_out: Counter[str]) -> tuple[list[str], list[str]]:
+    """Files of conversations, and all others; one that is to be replaced, and one that holds branches, is not read."""
     talks: list[str] = []
     texts = [path for path in inputs if path.startswith(HUB)]
     for file in find_files([path for path in inputs if not path.startswith(HUB)]):
         if file.resolve() == output.resolve():
+            continue
+        if holds_branches(file):
+            left_out["files of main and branches, which are trained on as they are"] += 1
             continue
         (talks if holds_conversations(file) else texts).append(str(file))
     return talks, texts

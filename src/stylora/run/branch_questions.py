@@ -70,23 +70,24 @@ def read_asked(path: Path) -> list[Asked]:
     report = FileReport(path=path.as_posix())
     asked = [_asked(value, f"{path}:{number}") for number, value in file_rows(path, report)]
     if report.skipped is not None or not asked:
-        raise UserError(str(path), got=report.skipped or "no rows", expected="rows of main and branches")
+        raise UserError(str(path), got=f"no rows ({report.skipped})" if report.skipped else "no rows", expected="rows of main and branches")
     return asked
 
 
 def _asked(row: object, where: str) -> Asked:
     if not isinstance(row, Mapping):
-        got = row.reason if isinstance(row, Unparsed) else f"a row that is a {type(row).__name__}"
+        got = f"what is no row ({row.reason})" if isinstance(row, Unparsed) else f"a row that is a {type(row).__name__}"
         raise UserError(where, got=got, expected='an object, {"main": ..., "branches": [...]}')
     main, branches = row.get("main"), row.get("branches")
     if "main" not in row or "branches" not in row:
         missing = "main" if "main" not in row else "branches"
-        raise UserError(where, got=f"no `{missing}`", expected="`main` and `branches`", do=did_you_mean(missing, map(str, row)))
+        got = "a text without branches, which asks nothing" if "text" in row else f"no `{missing}`"
+        raise UserError(where, got=got, expected="`main` and `branches`", do=f"its keys are {', '.join(map(str, row))}" if row else "")
     if not isinstance(main, str | list) or not main or (isinstance(main, str) and not main.strip()):
         got = "an empty `main`" if isinstance(main, str | list) else f"`main` that is {main!r}"
         raise UserError(where, got=got, expected="a text or a list of messages")
     if not isinstance(branches, list) or not branches:
-        got = "no branches" if branches == [] else "`branches` that are no list"
+        got = "no branches" if branches == [] else "`branches`, which is no list"
         raise UserError(where, got=got, expected="a list of at least one")
     if UNUSABLE.search(_text_of(row)):
         raise UserError(where, got="a character that is no text", expected="text", do="take it out")
@@ -135,7 +136,7 @@ def _opening(raw: Mapping[str, Any], way: str | None, where: str) -> Opening:
         raise UserError(where, got=f"`{way}` that is {value!r}", expected="a text")
     offset = raw.get("answer_offset")
     if offset is None:
-        return value if way == "prompt" else Begun(text=value)
+        return Begun(text=value) if way == "text" and value else value  # nothing behind the fork is the fork alone
     if way != "text" or isinstance(offset, bool) or not isinstance(offset, int) or not 0 <= offset <= len(value):
         raise UserError(where, got=f"`answer_offset` {offset!r}", expected="a number of characters of its `text`")
     return value[:offset]

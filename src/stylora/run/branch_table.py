@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from stylora.errors import UserError
-from stylora.generate.branches import Task
+from stylora.generate.branches import Task, check_live
 from stylora.generate.settings import Sampling
 from stylora.model.tokenizer_file import hash_file
 from stylora.samples.branch_settings import Branches
@@ -50,6 +50,7 @@ def branch_table(model: str, source: Path, output: Path, *, asking: Asking, cons
             raise UserError(each.where, got=f"a key `{taken}`", expected="that name free for what is written", do="rename it")
     found = find_model(model, base=asking.base, force=asking.force)
     tasks, layout = tasks_of(found, asked, asking.sampling)
+    check_live(tasks, layout, asking.live)
     with alone(output), Interruption() as interruption:
         rows = open_rows(partial, _header(found, layout, source, asking.sampling), KEYS, force=asking.force)
         there = len(rows)

@@ -15,15 +15,17 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from stylora.errors import UserError
 from stylora.evaluate.held_out import precision_context
-from stylora.generate.branches import PLAIN, Piece, Task, check_task, decode_branches
+from stylora.generate.branches import PLAIN, Piece, Task, check_live, check_task, decode_branches
 from stylora.generate.decode import Model, end_tokens
 from stylora.generate.settings import Sampling
 from stylora.model.base import Base, load_base
 from stylora.model.device import choose_device, keep_freed_memory
 from stylora.model.proofs import prove_base
-from stylora.model.tokenizer_file import context_length, special_tokens
+from stylora.model.tokenizer_file import context_length, special_tokens, tokenizer_file
 from stylora.recipe.recipe import load_recipe
 from stylora.samples.branch_rows import BadRow
 from stylora.samples.branch_settings import Branches
@@ -32,7 +34,7 @@ from stylora.samples.branches import Begun, BranchFormat, Opening
 from .branch_questions import Asked
 from .folder import parent_stage
 from .open import Found, find_model, put_on
-from .plan import branch_format, open_tokenizer
+from .plan import branch_format
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,10 +83,10 @@ def within(context: Callable[[], AbstractContextManager[Any]], pieces: Generator
 
 def tasks_of(found: Found, asked: Sequence[Asked], sampling: Sampling) -> tuple[list[Task], Branches]:
     """The tokens of what is asked, and how branches are laid out. Raises UserError, with the row, for what can't be decoded."""
-    layout = found.branches or PLAIN
+    layout, tokenizer = found.branches or PLAIN, Tokenizer.from_file(str(tokenizer_file(found.base, found.where)))
     if found.branches is None and not any(_needs_fork(each) for each in asked):  # nobody asks for one, so none has to be there
         layout = PLAIN.model_copy(update={"fork": special_tokens(found.base).get("eos_token") or PLAIN.fork})
-    form = branch_format(found.base, open_tokenizer(found.base), layout, _variables(found))
+    form = branch_format(found.base, tokenizer, layout, _variables(found))
     context = context_length(found.base) or sys.maxsize
     return [task_of(each, form, layout, context, sampling) for each in asked], layout
 
@@ -100,7 +102,7 @@ def task_of(asked: Asked, form: BranchFormat, layout: Branches, context: int, sa
     try:
         trunk, openings = form.opened(asked.main, asked.openings)
     except BadRow as error:
-        raise UserError(asked.where, got=str(error), expected="a trunk and branches that the base can read") from error
+        raise UserError(asked.where, got=f"what the base cannot read ({error})", expected="a trunk and branches that it can") from error
     task = Task(trunk=trunk, openings=openings, limits=asked.limits, seeds=asked.seeds)
     check_task(task, context, layout, where=asked.where, each="branch {}")
     return task
@@ -171,6 +173,7 @@ def branches(
     """
     found = find_model(model, base=asking.base, force=asking.force)
     tasks, layout = tasks_of(found, [asked], asking.sampling)
+    check_live(tasks, layout, asking.live)
     ready = open_ready(found, layout, trust_remote_code=asking.trust_remote_code)
     account = Account(ready, tasks)
     started = time.perf_counter()

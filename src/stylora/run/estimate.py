@@ -11,6 +11,8 @@ from stylora.evaluate.held_out import precision_context
 from stylora.model.device import Device
 from stylora.model.forest_model import ForestModel, to_tensors
 from stylora.recipe.recipe import Stage
+from stylora.samples.branch_limits import most_branches
+from stylora.samples.settings import Data
 from stylora.train.steps import Steps
 from stylora.train.symptoms import out_of_memory_advice
 
@@ -32,13 +34,24 @@ def dry_step(model: ForestModel, steps: Steps, device: Device, stage: Stage) -> 
             torch.cuda.synchronize()
     except torch.OutOfMemoryError as error:
         train = stage.train
-        advice = out_of_memory_advice(train.tokens_per_microbatch, stage.data.window, train.gradient_checkpointing)
+        longest, shorter = halved(stage.data, batch.ids.shape[1])
+        advice = out_of_memory_advice(train.tokens_per_microbatch, longest, train.gradient_checkpointing, shorter)
         got = f"{train.tokens_per_microbatch} tokens, which do not fit the memory"
         raise UserError("train.tokens_per_microbatch", got=got, expected="a micro-batch that fits", do=advice) from error
     seconds = time.perf_counter() - started
     model.zero_grad(set_to_none=True)
     model.eval()
     return seconds * sum(batch.ids.size for batch in step.batches) / batch.ids.size
+
+
+def halved(data: Data, width: int) -> tuple[int, str]:
+    """(tokens of the longest sample, the setting that makes it about half as long). width: of the micro-batch at hand, in tokens"""
+    if data.format == "chat":
+        return width, f"data.max_length={width // 2}"
+    if data.format == "branches":
+        name = "branches_per_sample" if data.max_branches_per_sample is None else "max_branches_per_sample"
+        return width, f"data.{name}={max(1, most_branches(data) // 2)}"
+    return data.window, f"data.window={data.window // 2}"
 
 
 def told_time(seconds: float) -> str:

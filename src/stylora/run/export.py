@@ -45,9 +45,9 @@ from stylora.model.export import (
     merge,
     shrink,
 )
-from stylora.model.rope_2d import place
 from stylora.model.stack_names import check_names
 from stylora.model.tokenizer_file import base_path
+from stylora.samples.branch_settings import place
 from stylora.train.interruption import Interruption
 
 from .card import model_card

@@ -136,6 +136,9 @@ class LoadedModel:
         limits: tokens of each branch at most; seeds: a draw of its own for each; None for those of `sampling`; live: advance together
         As the stack was trained on branches (`layout`), else isolated. Raises UserError for what can't be decoded, at once.
         """
+        for name, given in (("limits", limits), ("seeds", seeds)):
+            if given is not None and len(given) != len(openings):
+                raise UserError(name, got=f"{len(given)} for {len(openings)} branches", expected="one for each of them")
         sampling, none = sampling or Sampling(), [None] * len(openings)
         asked = Asked(main=main if isinstance(main, str) else [*main], openings=openings, limits=limits or none, seeds=seeds or none,
                       where="branches")  # fmt: skip

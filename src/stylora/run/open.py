@@ -23,11 +23,11 @@ from stylora.errors import UserError
 from stylora.model.adapter import load_adapter, read_branches
 from stylora.model.base import Base, fingerprint, load_base, same_base
 from stylora.model.device import Device
-from stylora.model.rope_2d import install, place
+from stylora.model.rope_2d import install
 from stylora.model.stack import TOP, activate, frozen_name, weigh
 from stylora.model.stack_names import weights_of
 from stylora.recipe.recipe import load_recipe
-from stylora.samples.branch_settings import Branches
+from stylora.samples.branch_settings import Branches, place
 from stylora.train.checkpoint import MANIFEST
 
 from .folder import (

@@ -52,7 +52,7 @@ from stylora.train.trackers import tracked
 from stylora.train.trainer import ForestTrainer, TrainingStopped, check_trackers, moments, training_arguments
 
 from .data import account
-from .estimate import dry_step, told_time
+from .estimate import dry_step, halved, told_time
 from .folder import (
     StageFolder,
     check_room,
@@ -158,7 +158,8 @@ def in_words(error: Exception, stage: Stage, folder: StageFolder) -> TrainingSto
     kept = what_is_kept(folder)
     if isinstance(error, torch.OutOfMemoryError):
         settings = stage.train
-        advice = out_of_memory_advice(settings.tokens_per_microbatch, stage.data.window, settings.gradient_checkpointing)
+        longest, shorter = halved(stage.data, stage.data.window)  # about: the rows of conversations and branches are not at hand
+        advice = out_of_memory_advice(settings.tokens_per_microbatch, longest, settings.gradient_checkpointing, shorter)
         return TrainingStopped(f"{advice}; {kept}")
     if lost_peer(error):  # whoever started us says more
         return TrainingStopped(f"another process ended; {kept}")

@@ -131,7 +131,7 @@ class BranchData:
         """Decode what is learned of some rows, drawn by the seed, and say that it is what they answer. Raises UserError where it is not."""
         rows = np.random.default_rng(self._data.seed).permutation(len(self._train))[:PROVED].tolist()
         answers = sum(self._form.prove(self._train[row].row) for row in rows)
-        return f"branches decode to answer + stop: {answers:,} of {len(rows):,} rows"
+        return f"branches decode to answer + stop: {answers:,} answers of {len(rows):,} rows"
 
     def _sample(self, tree: Tree, numbers: Sequence[int]) -> Sample:
         return tree_sample(tree, self._branches, numbers=numbers, train_on_main=self._data.train_on_main)

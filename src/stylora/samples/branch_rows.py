@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from stylora.errors import UserError
 from .conversations import SUFFIXES, UNUSABLE, BadConversation, Message, Reject, conversation
 
 TEXTS = ("text", "content")  # names of a branch's text
+KEYS = ("prompt", "answer", "text", "content", "answer_offset")
+"""of a branch of text"""
 EXPECTED = 'a text, {"prompt", "answer"}, {"text"} or {"text", "answer_offset"}'
 
 
@@ -187,11 +190,18 @@ def _branch_text(number: int, raw: object) -> BranchText:
     if not isinstance(raw, Mapping):
         beside = "; messages go with a `main` of messages" if isinstance(raw, list) else ""
         raise BadRow(f"branch {number} is {_kind(raw)}, expected {EXPECTED}{beside}")
+    for name in map(str, raw):  # other keys are for others, but this one is not what it was meant to be
+        meant = get_close_matches(name, KEYS, n=1, cutoff=0.8)
+        if meant and name not in KEYS:
+            raise BadRow(f"branch {number} has the key `{name}`, expected {EXPECTED}; did you mean `{meant[0]}`?")
+    key = next((name for name in TEXTS if name in raw), None)
+    other = next((name for name in ("prompt", "answer") if name in raw), None)
+    if key is not None and other is not None:  # one of them would be left out without a word
+        raise BadRow(f"branch {number} has `{other}` beside `{key}`, expected {EXPECTED}")
     if "answer" in raw:
         prompt, answer = _text(number, raw, "prompt") if "prompt" in raw else "", _text(number, raw, "answer")
         what = "answer"
     else:
-        key = next((name for name in TEXTS if name in raw), None)
         if key is None:
             named = ", ".join(map(str, list(raw)[:10])) or "(none)"
             raise BadRow(f"branch {number} has the keys {named}, expected {EXPECTED}")

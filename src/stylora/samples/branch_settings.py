@@ -35,3 +35,10 @@ class Branches(BaseModel, frozen=True, extra="forbid"):
         if self.rope_2d_ratio == 0:
             return 0
         return self.branch_stride * (number + (self.positions == "replace"))
+
+
+def place(branches: Branches | None) -> str:
+    """Where branches stand, in words; the same words are the same positions."""
+    if branches is None or branches.rope_2d_ratio == 0:
+        return "the base's own positions"
+    return f"rope_2d_ratio {branches.rope_2d_ratio:g}, branch_stride {branches.branch_stride}, positions {branches.positions}"

@@ -92,7 +92,7 @@ class BranchFormat:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
-        self._before = _before(tokenizer)
+        self._before = _before(self._tokenizer)
         self._special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
         self.chat = chat
         stop = None if eos_token is None else tokenizer.token_to_id(eos_token)
@@ -100,7 +100,7 @@ class BranchFormat:
             got = "no eos_token" if eos_token is None else f"the eos_token {eos_token!r}, which is no token"
             raise UserError("base", got=got, expected="a base with an eos_token, which ends every branch")
         self.stop = stop
-        self.fork = _fork(tokenizer, branches.fork)
+        self.fork = _fork(self._tokenizer, branches.fork)
 
     def tree(self, row: BranchRow) -> Tree:
         """The row in tokens. Raises BadRow for messages without a chat template, or which it refuses, and for texts that give no token."""

@@ -29,7 +29,7 @@ SENTENCES = {
     "or lower train.learning_rate",
     "unfinished": "the held-out loss still falls steeply at the end: raise train.num_train_epochs or train.learning_rate, or add text",
     "out_of_memory": "memory is full: halve train.tokens_per_microbatch, which leaves the result as it is; then set "
-    "train.gradient_checkpointing: true; then lower data.window, or take a smaller base",
+    "train.gradient_checkpointing: true; then read shorter samples (of text: data.window), or take a smaller base",
     "slow_precision": "all products are computed in fp32, and this device multiplies 16-bit numbers faster: remove train.precision",
     "slow_checkpointing": "activations are computed twice while most of the memory is free: set train.gradient_checkpointing: false",
     "slow_padding": "more padding is computed than text: set train.row_tokens to data.window, so that short samples share a row, or lower "
@@ -248,14 +248,17 @@ def slow(computed: Computed) -> list[Symptom]:
     return found
 
 
-def out_of_memory_advice(tokens_per_microbatch: int, window: int, gradient_checkpointing: bool) -> str:
-    """What to say where memory ran out: the sentence, and the next of its steps for these settings. window: longest sample, in tokens"""
-    if tokens_per_microbatch > window:
-        step = f"train.tokens_per_microbatch={max(window, tokens_per_microbatch // 2)}"
+def out_of_memory_advice(tokens_per_microbatch: int, longest: int, gradient_checkpointing: bool, shorter: str) -> str:
+    """What to say where memory ran out: the sentence, and the next of its steps for these settings.
+
+    longest: tokens of the longest sample; shorter: the setting that makes it about half as long
+    """
+    if tokens_per_microbatch > longest:
+        step = f"train.tokens_per_microbatch={max(longest, tokens_per_microbatch // 2)}"
     elif not gradient_checkpointing:
         step = "train.gradient_checkpointing=true"
     else:
-        step = f"data.window={window // 2}"
+        step = shorter
     return f"{SENTENCES['out_of_memory']} (next: {step})"
 
 
