@@ -126,10 +126,17 @@ def design(grid: Grid) -> list[Setting]:
         found += [replace(centre, stride=stride(turn)) for turn in grid.turns]
         found += [replace(centre, positions="add"), *(replace(centre, count=count) for count in grid.counts)]
         found += [replace(centre, r=r) for r in grid.ranks]
+        found += [replace(each, positions="add") for each in turned(grid, centre)]
     columnar = replace(grid.centre, visibility="columnar")
     found += [replace(columnar, ratio=ratio, count=count) for count in grid.counts if count > 1 for ratio in grid.ratios]
     found += [replace(columnar, ratio=ratio, tokens=grid.short) for ratio in grid.ratios if grid.short is not None]
     return list(dict.fromkeys(found))
+
+
+def turned(grid: Grid, centre: Setting) -> list[Setting]:
+    """Settings whose neighbours are turned far apart, by their stride or by faster pairs: there `add` is tried, too."""
+    by_stride = [replace(centre, stride=stride(turn)) for turn in grid.turns if turn > 1]
+    return by_stride + [replace(centre, ratio=ratio) for ratio in grid.ratios if 0.5 < ratio < 1]
 
 
 def jobs(grid: Grid, seeds: Sequence[int], written: Json) -> Iterator[Job]:
@@ -255,7 +262,8 @@ def tables(result: Json) -> dict[str, str]:
         + f". {machine['cores']} cores of an {machine['cpu']}, torch {result['versions']['torch']}, "
         + ("`--quick`." if result["quick"] else "the full setting.")
     )
-    return {"QUALITY": "\n".join([*_factors(rows), "", where]), "CROSS": "\n".join(_cross(rows)), "ADVICE": "\n".join(_advice(rows))}
+    return {"QUALITY": "\n".join([*_factors(rows), "", where]), "TURNED": "\n".join(_turned(rows)), "CROSS": "\n".join(_cross(rows)),
+            "ADVICE": "\n".join(_advice(rows))}
 
 
 def _factors(rows: Sequence[Json]) -> list[str]:
@@ -267,6 +275,19 @@ def _factors(rows: Sequence[Json]) -> list[str]:
             lines.append(
                 f"| {name} | {value} | {alone['turn']:.2g} | {alone['before']:.3f} | {_cell(alone)} | {columnar['before']:.3f} "
                 f"| {_cell(columnar)} | {alone['trunks_before']:.3f} | {alone['trunks']:.3f} |"
+            )
+    return lines
+
+
+def _turned(rows: Sequence[Json]) -> list[str]:
+    lines = ["| ratio | stride | turn | positions | isolated | columnar | trunks, base | trunks, columnar |", "|---" * 8 + "|"]
+    for setting in turned(Grid(), Grid().centre):
+        for positions in ("replace", "add"):
+            same = asdict(setting) | {"positions": positions}
+            (alone,), (columnar,) = (of(rows, **same | {"visibility": visibility}) for visibility in BOTH)
+            lines.append(
+                f"| {setting.ratio:g} | {setting.stride} | {alone['turn']:.2g} | {positions} | {_cell(alone)} | {_cell(columnar)} "
+                f"| {columnar['trunks_before']:.3f} | {columnar['trunks']:.3f} |"
             )
     return lines
 

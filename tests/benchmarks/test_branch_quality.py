@@ -39,11 +39,11 @@ def test_strides_turn_the_fastest_chosen_pair_of_the_bundled_base():
 def test_the_design_moves_one_factor_and_crosses_two():
     grid = branch_quality.Grid()
     found = branch_quality.design(grid)
-    assert len(found) == len(set(found)) == 41
+    assert len(found) == len(set(found)) == 45
     centre = asdict(grid.centre)
     moved = [sum(value != centre[name] for name, value in asdict(each).items() if name != "visibility") for each in found]
     assert Counter(zip((each.visibility for each in found), moved, strict=True)) == {
-        ("isolated", 0): 1, ("isolated", 1): 13, ("columnar", 0): 1, ("columnar", 1): 14, ("columnar", 2): 12
+        ("isolated", 0): 1, ("isolated", 1): 13, ("isolated", 2): 2, ("columnar", 0): 1, ("columnar", 1): 14, ("columnar", 2): 14
     }  # fmt: skip
     crossed = {(each.ratio, each.count) for each in found if each.visibility == "columnar" and each.tokens == grid.tokens}
     assert crossed >= {(ratio, count) for ratio in grid.ratios for count in grid.counts if count > 1}
@@ -111,7 +111,7 @@ def test_table_by_hand():
     assert (centre["before"], centre["loss"], centre["spread"]) == (3.0, pytest.approx(2.352), pytest.approx(0.01))
     assert centre["kinds"] == {"cards": pytest.approx(1.352)} and centre["tokens"] == 64
     assert branch_quality.best(rows) == {
-        "best_ratio_isolated": 0.75, "best_ratio_columnar_1": 0.75, "best_ratio_columnar_2": 0.25, "best_ratio_columnar_4": 0.75,
+        "best_ratio_isolated": 0.75, "best_ratio_columnar_2": 0.25, "best_ratio_columnar_4": 0.75,
         "best_ratio_columnar_8": 0.75, "best_ratio_columnar_short": 0.75,
     }  # fmt: skip
     told = {"hardware": {"cores": 2, "cpu": "CPU"}, "versions": {"torch": "2"}, "quick": False, "rows": rows,
@@ -119,6 +119,7 @@ def test_table_by_hand():
     found = branch_quality.tables(told)
     assert "| rank | 32 | 0.5 | 3.000 | 2.328 ± 0.010 | 3.000 | 2.228 ± 0.010 | 1.500 | 1.500 |" in found["QUALITY"]
     assert "| positions | add |" in found["QUALITY"] and found["QUALITY"].count("\n") == 2 + 5 + 3 + 2 + 4 + 4 + 1
+    assert "| 0.75 | 30 | 0.75 | add | 2.102 ± 0.010 | 2.002 ± 0.010 | 1.500 | 1.500 |" in found["TURNED"]
     assert "| 2 | 2.252 ± 0.010 | **2.002 ± 0.010** |" in found["CROSS"] and "| 8, of at most 24 tokens |" in found["CROSS"]
     assert "ratio 0.6-0.7 | 8 branches of at most 24 tokens: 0.75 | at 0.75: +0.000 ± 0.000 |" in found["ADVICE"]
     assert "ratio 0.3-0.4 | 2 branches of at most 64 tokens: 0.25 | at 0.25: +0.000" in found["ADVICE"]
