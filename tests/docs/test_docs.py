@@ -406,6 +406,16 @@ def test_visibility_of_branches_on_their_page():
         assert [row[number].split() for row in rows] == [["#" if cell else "." for cell in row] for row in seen]
 
 
+def test_turns_on_the_page_of_branches():
+    """The fastest of the chosen pairs at theta 1e6, heads of 64 and a stride of 128."""
+    page = (ROOT / "docs/branches.md").read_text(encoding="utf-8")
+    ratios, turns = ([float(cell) for cell in re.findall(r"[\d.]+", re.search(head, page)[1])] for head in (  # type: ignore[index]
+        r"\| ratio \|((?: [\d.]+ \|)+)\n\|---", r"\| largest turn, rad \|(.*)"
+    ))  # fmt: skip
+    computed = [128 * 1e6 ** (-(32 - round(32 * ratio)) / 32) for ratio in ratios]
+    assert turns == pytest.approx(computed, rel=0.05) and len(turns) == 7
+
+
 def test_rows_on_the_first_page():
     """Three chains stacked; and packed into two rows of eight, with the ends of each."""
     long, middle, short = letters("a", "b", "c", "d", "e"), letters("p", "q", "r", "s"), letters("x", "y", "z")
