@@ -24,7 +24,7 @@ VOCABULARY = Vocabulary(ordinary=np.arange(50, 60, dtype=np.int32), fim=None)
         (dict(span_ratio=-0.1), "greater than or equal to 0"),
         (dict(span_length=(5, 3)), "1 <= shortest <= longest"),
         (dict(span_length=(0, 3)), "1 <= shortest <= longest"),
-        (dict(kind="mlm"), "'clm', 'span', 'fim' or 'answers'"),
+        (dict(kind="mlm"), "'clm', 'span', 'fim', 'answers' or 'branches'"),
         (dict(kinds="clm"), "Extra inputs"),
     ],
 )
