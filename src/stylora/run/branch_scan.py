@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from stylora.samples.branch_settings import Branches
 from stylora.samples.branch_summary import BranchSummary
 from stylora.samples.settings import Data
+
+from .chat import show_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,15 +35,6 @@ class BranchScan:
 
 def show_branches(found: BranchScan, console: Console) -> None:
     """The table of files, the rows that cannot be used, and the account of the whole."""
-    refused = [reject.origin.rpartition(":")[0] for reject in found.summary.rejects]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("file", overflow="fold")
-    table.add_column("encoding", overflow="fold")
-    for column in ("rows", "refused"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for report in found.summary.reports:
-        bad = refused.count(report.path)
-        table.add_row(Text(report.path), report.skipped or report.encoding, f"{report.counts.get('rows', 0) - bad:,}", f"{bad:,}")
-    console.print(table)
+    show_files(found.summary.reports, found.summary.rejects, console, rows="rows")
     for name, told in found.summary.told():
         console.print(f"{name:<10} {told}", markup=False, highlight=False, soft_wrap=True)

@@ -30,7 +30,7 @@ from .branch_questions import read_asked
 from .branches import Account, Asking, Ready, figures, open_ready, tasks_of
 from .folder import adapter_hash, write_text
 from .open import Found, find_model
-from .prediction_log import alone, append_rows, open_rows
+from .prediction_log import alone, append_rows, check_output, open_rows
 from .show_prediction import progress
 
 KEYS = ("continuations", "tokens", "stopped")
@@ -43,7 +43,7 @@ def branch_table(model: str, source: Path, output: Path, *, asking: Asking, cons
     Raises UserError before the model is loaded, and Interrupted where a signal ended it: the same call goes on.
     """
     partial = output.with_name(output.name + ".partial")
-    _check(source, output, partial, asking.force)
+    check_output(source, output, partial, (".jsonl",), asking.force)
     asked = read_asked(source)
     for each in asked:
         if taken := next((key for key in KEYS if key in each.row), None):
@@ -86,17 +86,6 @@ def _decoded(
         {"continuations": [each.text for each in row], "tokens": [each.tokens for each in row], "stopped": [each.stopped for each in row]}
         for row in said
     ]
-
-
-def _check(source: Path, output: Path, partial: Path, force: bool) -> None:
-    if output.suffix.lower() != ".jsonl":
-        raise UserError("--output", got=str(output), expected="a file in .jsonl")
-    if output.is_dir() or not output.parent.is_dir():
-        raise UserError("--output", got=str(output), expected="a file in a folder that is there")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise UserError("--output", got="the file of --input", expected="another one")
-    if output.exists() and not partial.exists() and not force:
-        raise UserError("--output", got=f"{output}, which is there already", expected="a new file", do="give --force to replace it")
 
 
 def _header(found: Found, layout: Branches, source: Path, sampling: Sampling) -> dict[str, Any]:

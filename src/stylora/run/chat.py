@@ -5,7 +5,7 @@ The same reading as in training. Imports no torch and opens no model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stylora.corpus.document import FileReport
 from stylora.samples.chat_summary import ChatSummary
+from stylora.samples.conversations import Reject
 from stylora.samples.settings import Data
 
 SHOWN = 20  # rows and labels named; `--json` has them all
@@ -35,18 +37,23 @@ class ChatScan:
 
 def show_chat(found: ChatScan, console: Console) -> None:
     """The table of files, the rows that cannot be used, and the account of the whole."""
-    refused = [reject.origin.rpartition(":")[0] for reject in found.summary.rejects]
+    show_files(found.summary.reports, found.summary.rejects, console, rows="conversations")
+    for name, told in [*account_of_chat(found.summary), *balance_of_labels(found.summary)]:
+        console.print(f"{name:<10} {told}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_files(reports: Sequence[FileReport], rejects: Sequence[Reject], console: Console, *, rows: str) -> None:
+    """A line for each file: encoding, usable rows and refused ones. rows: what they are called"""
+    refused = [reject.origin.rpartition(":")[0] for reject in rejects]
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("file", overflow="fold")
     table.add_column("encoding", overflow="fold")
-    for column in ("conversations", "refused"):
+    for column in (rows, "refused"):
         table.add_column(column, justify="right", no_wrap=True)
-    for report in found.summary.reports:
+    for report in reports:
         bad = refused.count(report.path)
         table.add_row(Text(report.path), report.skipped or report.encoding, f"{report.counts.get('rows', 0) - bad:,}", f"{bad:,}")
     console.print(table)
-    for name, told in [*account_of_chat(found.summary), *balance_of_labels(found.summary)]:
-        console.print(f"{name:<10} {told}", markup=False, highlight=False, soft_wrap=True)
 
 
 def account_of_chat(summary: ChatSummary) -> Iterator[tuple[str, str]]:

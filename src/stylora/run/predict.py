@@ -24,7 +24,7 @@ from stylora.train.interruption import Interruption
 from .folder import adapter_hash
 from .open import find_model
 from .prediction_files import NOTHING, Outcome, Table, read_table, write_table
-from .prediction_log import alone, append, open_log
+from .prediction_log import alone, append, check_output, open_log
 from .show_prediction import progress
 from .task import TASK
 
@@ -102,14 +102,7 @@ def _predictor(model: str, asking: Asking) -> Answering:
 def _check(source: Path, output: Path, partial: Path, asking: Asking, force: bool) -> None:
     if "{text}" not in asking.template:
         raise UserError("--template", got=repr(asking.template), expected="{text} in it, where the cell goes")
-    if output.suffix.lower() not in SUFFIXES:
-        raise UserError("--output", got=str(output), expected="a file in " + " or ".join(SUFFIXES))
-    if output.is_dir() or not output.parent.is_dir():
-        raise UserError("--output", got=str(output), expected="a file in a folder that is there")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise UserError("--output", got="the file of --input", expected="another one")
-    if output.exists() and not partial.exists() and not force:
-        raise UserError("--output", got=f"{output}, which is there already", expected="a new file", do="give --force to replace it")
+    check_output(source, output, partial, SUFFIXES, force)
 
 
 def _header(model: str, source: Path, column: str, asking: Asking) -> dict[str, Any]:

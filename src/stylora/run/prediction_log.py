@@ -11,7 +11,7 @@ The header says what the outcomes depend on. Another header is refused: half a t
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,19 @@ def append_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write them behind the others, out of this process' hands."""
     with path.open("a", encoding="utf-8", newline="") as file:
         file.writelines(map(_line, rows))
+
+
+def check_output(source: Path, output: Path, partial: Path, suffixes: Sequence[str], force: bool) -> None:
+    """May the output be written? Raises UserError for another kind of file, no folder, the input itself, and a file that is there, unless
+    forced or gone on with."""
+    if output.suffix.lower() not in suffixes:
+        raise UserError("--output", got=str(output), expected="a file in " + " or ".join(suffixes))
+    if output.is_dir() or not output.parent.is_dir():
+        raise UserError("--output", got=str(output), expected="a file in a folder that is there")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError("--output", got="the file of --input", expected="another one")
+    if output.exists() and not partial.exists() and not force:
+        raise UserError("--output", got=f"{output}, which is there already", expected="a new file", do="give --force to replace it")
 
 
 @contextmanager
